@@ -1,0 +1,154 @@
+"""Ray, only here: data-parallel work over shards, and training on several workers.
+
+Without RAY_ADDRESS, Ray starts inside this process, on loopback; with it, the work goes to that cluster.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+
+def start(num_workers: int) -> None:
+    """Connect to Ray, or start it here with at least `num_workers` CPUs."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    in_process = "RAY_ADDRESS" not in os.environ
+    if in_process:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {
+        "runtime_env": {"worker_process_setup_hook": quieten_logs},
+        "logging_level": logging.ERROR,
+    }
+    if in_process:
+        num_cpus = max(num_workers, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
+        ray.init(**quiet)
+
+
+def quieten_logs() -> None:
+    """Leave a Ray process our own lines and Ray's errors.
+
+    Among what goes: Ray Train's cleaner, which warns every second that the dashboard (off here) does not answer.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray.train.v2._internal.execution.controller.placement_group_cleaner", "ray.train.v2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_workers: int) -> list[Result]:
+    """Run `work` on every job as a Ray task on one CPU, and return the results in the order of the jobs.
+
+    A task whose worker died is tried again; no more jobs are handed out than run, so memory is bounded by those.
+
+    Args:
+        work: a module's function; it must write its output under a temporary name, since it may run twice.
+        jobs: what it is called with.
+        num_workers: how many tasks run at once.
+
+    Raises:
+        ValueError: raised by `work`; the other tasks are cancelled.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    start(num_workers)
+    task = ray.remote(num_cpus=1, max_retries=3)(work)
+    results: dict[int, Result] = {}
+    running: dict[Any, int] = {}
+    waiting = list(enumerate(jobs))[::-1]
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                index, job = waiting.pop()
+                running[task.remote(job)] = index
+            done, _ = ray.wait(list(running), num_returns=1)
+            results[running[done[0]]] = ray.get(done[0])
+            del running[done[0]]
+            logger.info("%s: shard %d of %d", work.__name__, len(results), len(jobs))
+    except RayTaskError as error:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+    return [results[index] for index in range(len(jobs))]
+
+
+class Hardware(Protocol):
+    """Where a training runs (section `hardware` of params.yaml)."""
+
+    @property
+    def num_workers(self) -> int:
+        """One CPU or GPU each."""
+        ...
+
+    @property
+    def use_gpu(self) -> bool:
+        """Whether each has a GPU."""
+        ...
+
+    @property
+    def max_failures(self) -> int:
+        """How many times the group is started again."""
+        ...
+
+
+def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> None:
+    """Run `loop` on every worker of a Ray Train group, with torch.distributed set up between them.
+
+    A worker that dies takes the group down; the group is started again and `loop` continues from its own checkpoint.
+
+    Args:
+        loop: takes no argument (see functools.partial) and keeps its state in its own checkpoints.
+        storage_dir: of this training; Ray keeps its own state in it, under its name. An equal name continues an
+            earlier run, so it must stand for the params and inputs.
+        hardware: how many workers, and on what.
+
+    Raises:
+        ValueError: raised by `loop`, or more GPUs were asked for than there are.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    start(hardware.num_workers)
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if hardware.use_gpu and num_gpus < hardware.num_workers:
+        raise ValueError(
+            f"hardware.num_workers asks for {hardware.num_workers} GPUs and Ray sees {num_gpus}; "
+            "lower it, or use hardware=cpu"
+        )
+    trainer = TorchTrainer(
+        loop,
+        torch_config=TorchConfig(backend="nccl" if hardware.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
+        run_config=RunConfig(
+            name=storage_dir.name,
+            storage_path=str(storage_dir / "ray"),
+            failure_config=FailureConfig(max_failures=hardware.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        raise _own_mistake(error) or error from None
+
+
+def _own_mistake(error: BaseException) -> ValueError | None:
+    """Return the ValueError that a worker raised, out of Ray Train's wrapping."""
+    failures: Iterable[Any] = getattr(error, "worker_failures", {}).values()
+    for failure in (error.__cause__, *failures):
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, ValueError):
+            return cause
+    return None

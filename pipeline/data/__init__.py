@@ -1,0 +1,1 @@
+"""Where pictures come from, how they are cropped, and how they reach a device."""

@@ -1,0 +1,205 @@
+"""The batches that feed a training: a pure function of (seed, step), whatever the number of workers.
+
+Every random choice is drawn for the global batch, from a generator seeded with (seed, what it is for, epoch or step),
+and each worker takes its rows of it. So nothing has to be remembered to resume, and nothing changes with the workers.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.data.shards import ImageShards
+from pipeline.data.tables import read_embeddings, read_images
+
+Indices = npt.NDArray[np.int64]
+
+
+class Purpose(IntEnum):
+    """What a generator is for: part of its seed, so that no two uses share a stream."""
+
+    ORDER = 0
+    CAPTIONS = 1
+    WRONG_PICTURE = 2
+    WRONG_CAPTIONS = 3
+    AUGMENTATION = 4
+    NOISE = 5
+    D_AUGMENTATION = 6
+
+
+def generator_for(seed: int, purpose: int, counter: int) -> np.random.Generator:
+    """Return the generator of one purpose at one step or epoch."""
+    return np.random.default_rng([seed, purpose, counter])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSet:
+    """One split in memory: pictures, their classes and their captions' embeddings, in the order of images.parquet."""
+
+    shards: ImageShards
+    class_ids: Indices  # (N,)
+    embeddings: Tensor  # (N, captions_per_image, embedding_dim) float32
+
+
+def load_training_set(crops_dir: Path, embeddings_path: Path, split: str, load_size: int) -> TrainingSet:
+    """Map a split's shards and read its classes and embeddings.
+
+    Raises:
+        ValueError: the files are missing or do not belong together.
+    """
+    rows = read_images(crops_dir, split)
+    shards = ImageShards(crops_dir / split, load_size)
+    embeddings = read_embeddings(embeddings_path)
+    if not shards.image_ids == [row["image_id"] for row in rows] == embeddings.image_ids:
+        raise ValueError(
+            f"{crops_dir / split} and {embeddings_path} do not hold the pictures of images.parquet; rerun `dvc repro`"
+        )
+    class_ids = np.array([row["class_id"] for row in rows], np.int64)
+    return TrainingSet(shards=shards, class_ids=class_ids, embeddings=torch.tensor(embeddings.vectors))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One worker's share of a global batch."""
+
+    real: Tensor  # (n, 3, S, S) float32 in [-1, 1], channels_last
+    text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions
+    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: of captions of a picture of another class
+    augmentation_draws: Tensor  # (2, n, 4) in [0, 1), on the CPU: for D's augmentation of real and fake pictures
+
+
+class BatchSource:
+    """Makes the batch of any step."""
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        *,
+        image_size: int,
+        batch_size: int,
+        captions_averaged: int,
+        seed: int,
+        rank: int,
+        num_workers: int,
+        device: torch.device,
+    ):
+        """Set up one worker's source.
+
+        Args:
+            training_set: the pictures; their load size is at least `image_size`.
+            image_size: S, the side of the random crop.
+            batch_size: global.
+            captions_averaged: embeddings of so many different random captions are averaged for a pair.
+            seed: of every choice.
+            rank: of this worker.
+            num_workers: that share a batch equally.
+            device: where the batches are made.
+
+        Raises:
+            ValueError: the numbers do not fit together or to the data.
+        """
+        num_images, captions_per_image = training_set.embeddings.shape[:2]
+        if batch_size % num_workers:
+            raise ValueError(f"batch_size {batch_size} cannot be shared equally among {num_workers} workers")
+        if batch_size > num_images:
+            raise ValueError(f"batch_size {batch_size} is larger than the {num_images} training pictures")
+        if captions_averaged > captions_per_image:
+            raise ValueError(
+                f"gan.captions_averaged {captions_averaged} exceeds {captions_per_image} captions a picture"
+            )
+        self.steps_per_epoch = num_images // batch_size
+        self._set = training_set
+        self._image_size = image_size
+        self._batch_size = batch_size
+        self._captions_averaged = captions_averaged
+        self._seed = seed
+        per_worker = batch_size // num_workers
+        self._rows = slice(rank * per_worker, (rank + 1) * per_worker)
+        self._device = device
+        self._classes = _ClassIndex(training_set.class_ids)
+        self._embeddings = training_set.embeddings.to(device)
+        self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+
+    def batch(self, step: int) -> Batch:
+        """Return this worker's share of the batch of `step` (from 0)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        chosen = self._epoch_order(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
+        wrong = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
+        return Batch(
+            real=self._images(chosen, step),
+            text_embedding=self._texts(chosen, Purpose.CAPTIONS, step),
+            wrong_text_embedding=self._texts(wrong, Purpose.WRONG_CAPTIONS, step),
+            augmentation_draws=self._augmentation_draws(step),
+        )
+
+    def noise(self, step: int, dim: int) -> Tensor:
+        """Return this worker's rows of the step's standard normal noise, (n, dim) float32."""
+        draws = generator_for(self._seed, Purpose.NOISE, step).standard_normal((self._batch_size, dim), np.float32)
+        return torch.from_numpy(draws[self._rows]).to(self._device)
+
+    def _epoch_order(self, epoch: int) -> Indices:
+        if self._order[0] != epoch:
+            order = generator_for(self._seed, Purpose.ORDER, epoch).permutation(len(self._set.shards))
+            self._order = (epoch, order.astype(np.int64))
+        return self._order[1]
+
+    def _texts(self, chosen: Indices, purpose: Purpose, step: int) -> Tensor:
+        """Average the embeddings of `captions_averaged` different random captions of each picture."""
+        captions_per_image = self._embeddings.shape[1]
+        draws = generator_for(self._seed, purpose, step).random((len(chosen), captions_per_image))
+        captions = np.argsort(draws, axis=1)[self._rows, : self._captions_averaged]
+        images = torch.from_numpy(chosen[self._rows]).to(self._device)
+        return self._embeddings[images[:, None], torch.from_numpy(captions).to(self._device)].mean(dim=1)
+
+    def _augmentation_draws(self, step: int) -> Tensor:
+        draws = generator_for(self._seed, Purpose.D_AUGMENTATION, step).random((2, self._batch_size, 4), np.float32)
+        return torch.from_numpy(draws[:, self._rows])
+
+    def _images(self, chosen: Indices, step: int) -> Tensor:
+        draws = generator_for(self._seed, Purpose.AUGMENTATION, step).random((len(chosen), 3))[self._rows]
+        pixels = torch.from_numpy(self._set.shards.gather(chosen[self._rows])).to(self._device)
+        return random_crops(pixels, torch.from_numpy(draws).to(self._device), self._image_size)
+
+
+def random_crops(pixels: Tensor, draws: Tensor, size: int) -> Tensor:
+    """Crop, flip and scale a whole batch on its device.
+
+    Args:
+        pixels: (n, L, L, 3) uint8, L >= size.
+        draws: (n, 3) in [0, 1): top, left, and flipped where below 0.5. Each of the L - size + 1 offsets is as likely.
+        size: S.
+
+    Returns:
+        (n, 3, S, S) float32 in [-1, 1], in channels_last memory order.
+    """
+    num_offsets = pixels.shape[1] - size + 1
+    offsets = (draws[:, :2] * num_offsets).long()
+    steps = torch.arange(size, device=pixels.device)
+    rows = offsets[:, :1] + steps
+    columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, steps.flip(0), steps)
+    index = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    crops = pixels[index, rows[:, :, None], columns[:, None, :]]
+    return crops.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+class _ClassIndex:
+    """Draws pictures of another class, each with the same probability."""
+
+    def __init__(self, class_ids: Indices):
+        self._by_class = np.argsort(class_ids, kind="stable")
+        classes, first, counts = np.unique(class_ids[self._by_class], return_index=True, return_counts=True)
+        if len(classes) < 2:
+            raise ValueError("a training needs pictures of two classes or more: its wrong pairs are of another class")
+        own = np.searchsorted(classes, class_ids)
+        self._first, self._count = first[own], counts[own]
+
+    def of_other_classes(self, chosen: Indices, generator: np.random.Generator) -> Indices:
+        num_images = len(self._by_class)
+        place = generator.integers(0, num_images - self._count[chosen])
+        # Places at or after the own class's block in the sorted order move on by its length.
+        place = place + np.where(place >= self._first[chosen], self._count[chosen], 0)
+        return self._by_class[place]

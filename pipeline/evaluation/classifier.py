@@ -1,0 +1,175 @@
+"""The classifier behind the scores: a torchvision network of the data set's own classes, frozen in a snapshot.
+
+Published Inception scores on birds rest on an Inception-v3 fine-tuned on the 50 test classes that can no longer be had.
+Here it is trained inside the DAG (see classifier_training), and every score names its hash and its accuracy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import Inception3, Inception_V3_Weights, resnet18
+
+from pipeline.data.shards import Images
+from pipeline.data.snapshots import load_snapshot
+
+NetworkName = Literal["inception_v3", "resnet18"]
+
+SNAPSHOT = "classifier"
+IMAGENET_CLASSES = 1000
+
+
+class Geometry(NamedTuple):
+    """What a network is shown, in pixels."""
+
+    load_size: int  # of the shards it is trained from
+    crop_size: int  # what the GANs see of a picture of that load size
+    input_size: int  # what the crop is resized to
+
+
+GEOMETRIES: dict[NetworkName, Geometry] = {
+    "inception_v3": Geometry(load_size=304, crop_size=256, input_size=299),
+    "resnet18": Geometry(load_size=76, crop_size=64, input_size=64),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classifier:
+    """A frozen classifier: how likely it finds each of `class_ids`, in their order."""
+
+    network: nn.Module
+    network_name: NetworkName
+    class_ids: tuple[int, ...]
+    input_size: int
+    held_out_accuracy: float
+    sha256: str
+
+    def log_probabilities(self, images: Images, batch_size: int) -> Tensor:
+        """Classify pictures, resized to the input size by antialiased bilinear interpolation, in float32.
+
+        Args:
+            images: (N, S, S, 3) uint8 of any S, memory-mapped or not.
+            batch_size: pictures a forward pass; the result depends on it by float32 rounding only.
+
+        Returns:
+            (N, num_classes) float64 log p(y|x) on the CPU.
+        """
+        return log_probabilities(self.network, images, input_size=self.input_size, batch_size=batch_size)
+
+
+def log_probabilities(network: nn.Module, images: Images, *, input_size: int, batch_size: int) -> Tensor:
+    """Classify (N, S, S, 3) uint8 pictures with a network in evaluation mode: (N, num_classes) float64 on the CPU."""
+    assert not network.training and len(images), len(images)
+    device = next(network.parameters()).device
+    parts: list[Tensor] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            # Copied, for torch warns of arrays that cannot be written to, as a map cannot.
+            pixels = torch.from_numpy(images[start : start + batch_size].copy()).to(device)
+            x = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            parts.append(torch.log_softmax(network(resized(x, input_size)).double(), dim=1).cpu())
+    return torch.cat(parts)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Resize (N, 3, S, S) float to (N, 3, size, size): bilinear, antialiased where it shrinks, as Pillow does it."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def load_classifier(folder: Path, device: str = "cpu") -> Classifier:
+    """Read the classifier that `train_classifier` wrote.
+
+    Raises:
+        ValueError: the snapshot is missing or altered.
+    """
+    snapshot = load_snapshot(folder, SNAPSHOT)
+    config = snapshot.config
+    network = without_auxiliary_head(new_network(config["network"], len(config["class_ids"]), seed=0))
+    network.load_state_dict(snapshot.state)
+    return Classifier(
+        network=network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False),
+        network_name=config["network"],
+        class_ids=tuple(config["class_ids"]),
+        input_size=config["input_size"],
+        held_out_accuracy=config["held_out_accuracy"],
+        sha256=snapshot.sha256,
+    )
+
+
+def new_network(name: NetworkName, num_classes: int, seed: int) -> nn.Module:
+    """Return torchvision's network with its own random weights; torch's global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if name == "inception_v3":
+            return Inception3(num_classes=num_classes, aux_logits=True, init_weights=True)
+        return resnet18(num_classes=num_classes)
+
+
+def pretrained_network(name: NetworkName, weights: str, num_classes: int, seed: int) -> nn.Module:
+    """Return a network for `num_classes` with given weights in all but its last layers.
+
+    Args:
+        name: of the network.
+        weights: `none`, `imagenet` or the path of a .safetensors file of torchvision's state_dict.
+        num_classes: the last layers are new, for these.
+        seed: of what is new.
+
+    Raises:
+        ValueError: the weights cannot be had or are another network's.
+    """
+    network = new_network(name, num_classes, seed)
+    if weights == "none":
+        return network
+    if name != "inception_v3":
+        raise ValueError(f"train_classifier.weights is {weights!r}; {name} is trained from scratch: set it to none")
+    state = _imagenet_state() if weights == "imagenet" else _state_of(Path(weights))
+    kept = {key: value for key, value in state.items() if not key.startswith(("fc.", "AuxLogits.fc."))}
+    try:
+        missing, unexpected = network.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"train_classifier.weights {weights}: {str(error).splitlines()[-1].strip()}") from None
+    # Files written before BatchNorm counted its batches lack the counts, which nothing here reads.
+    lost = [key for key in missing if not key.endswith((".num_batches_tracked", "fc.weight", "fc.bias"))]
+    if lost or unexpected:
+        raise ValueError(
+            f"train_classifier.weights {weights}: not torchvision's {name}: {len(lost)} weights are missing "
+            f"and {len(unexpected)} unknown ({[*lost, *unexpected][0]}); save the state_dict of torchvision's {name}"
+        )
+    return network
+
+
+def without_auxiliary_head(network: nn.Module) -> nn.Module:
+    """Drop Inception-v3's auxiliary classifier, which only trains."""
+    if isinstance(network, Inception3):
+        network.AuxLogits, network.aux_logits = None, False
+    return network
+
+
+def _imagenet_state() -> Mapping[str, Tensor]:
+    try:
+        return Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # no network, no room, another hash, or a torn file of an earlier download
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"train_classifier.weights is imagenet, but torchvision cannot load it ({reason}); save its state_dict "
+            "as a .safetensors file elsewhere and set weights to its path, or set weights to none to train from scratch"
+        ) from None
+
+
+def _state_of(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise ValueError(f"train_classifier.weights is {str(path)!r}; it must be none, imagenet or a .safetensors file")
+    if not path.is_file():
+        raise ValueError(f"train_classifier.weights: {path} is missing; bring the file, or set weights to none")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"train_classifier.weights: {path} is not a safetensors file: {error}") from None

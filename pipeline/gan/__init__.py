@@ -1,0 +1,1 @@
+"""The two GANs of StackGAN: networks, losses, training, checkpoints, sampling."""

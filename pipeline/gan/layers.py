@@ -1,0 +1,232 @@
+"""Layers shared by the four StackGAN networks, and how their weights begin.
+
+Zhang et al., "StackGAN: Text to Photo-realistic Image Synthesis with Stacked Generative Adversarial Networks", ICCV
+2017, section 3: conditioning augmentation, up-sampling, residual blocks; details after the TensorFlow release.
+Convolutions carry no bias, BatchNorm has eps 1e-5 and momentum 0.1 (PyTorch's defaults). Nothing here draws noise or
+reads a value back from the device, so a whole step can be captured in a CUDA graph.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LEAKY_SLOPE = 0.2
+WEIGHT_STD = 0.02
+
+
+class UpsampleConv(nn.Conv2d):
+    """Nearest-neighbour x2 up-sampling and a 3x3 convolution, computed as one 4x4 transposed convolution of stride 2.
+
+    Every output pixel of the plain form sees at most 2x2 different input pixels, so 16 instead of 36 multiply-adds for
+    each input pixel and channel pair suffice. The weight stays (out_dim, in_dim, 3, 3), so snapshots do not depend on
+    the form.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, transposed: bool = True) -> None:
+        """Make the layer.
+
+        Args:
+            in_dim: channels in.
+            out_dim: channels out.
+            transposed: the fast form; False computes the plain one, the same function up to rounding.
+        """
+        super().__init__(in_dim, out_dim, kernel_size=3, padding=1, bias=False)
+        self.transposed = transposed
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, in_dim, H, W) -> (N, out_dim, 2H, 2W)."""
+        if self.transposed:
+            return upsample_conv_transposed(input, self.weight)
+        return upsample_conv_plain(input, self.weight)
+
+
+def upsample_conv_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(N, I, H, W), (O, I, 3, 3) -> (N, O, 2H, 2W): up-sample, then convolve, as it is written in the paper."""
+    return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
+
+
+def upsample_conv_transposed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """(N, I, H, W), (O, I, 3, 3) -> (N, O, 2H, 2W): the same function in 4/9 of the multiply-adds."""
+    return F.conv_transpose2d(x, transposed_kernel(weight), stride=2, padding=1)
+
+
+def transposed_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """(O, I, 3, 3) -> (I, O, 4, 4): the kernel of the transposed convolution, a fixed linear map of the 3x3 kernel.
+
+    Per axis, output pixel 2i is w0 x[i-1] + (w1 + w2) x[i] and output pixel 2i+1 is (w0 + w1) x[i] + w2 x[i+1]. A
+    transposed convolution of stride 2 and padding 1 applies its four taps to x[i+1] (odd outputs), x[i] (even), x[i]
+    (odd), x[i-1] (even). The sums are taken in the weight's own precision, before autocast narrows them.
+    """
+    # (I, 4, 4, O) in memory is this kernel's channels_last layout, the cheapest for conv_transpose2d: at 4x4 and 8x8
+    # moving a kernel about in memory costs as much as its multiply-adds.
+    rows = _widen_taps(weight.permute(1, 2, 3, 0), dim=1)  # (I, 4, 3, O)
+    return _widen_taps(rows, dim=2).permute(0, 3, 1, 2)  # (I, O, 4, 4)
+
+
+def _widen_taps(taps: torch.Tensor, dim: int) -> torch.Tensor:
+    w0, w1, w2 = taps.unbind(dim)
+    return torch.stack((w2, w1 + w2, w0 + w1, w0), dim)
+
+
+def relu() -> nn.Module:
+    """The generators' activation."""
+    return nn.ReLU(inplace=True)
+
+
+def leaky_relu() -> nn.Module:
+    """The discriminators' activation, slope 0.2."""
+    return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
+
+
+def conv(in_dim: int, out_dim: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """Convolution without bias, padded so that H becomes H / stride: kernels 3 and 1 of stride 1, 4 of stride 2."""
+    return nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=(kernel_size - 1) // 2, bias=False)
+
+
+def conv_bn(in_dim: int, out_dim: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """Convolution and BatchNorm: (N, in_dim, H, W) -> (N, out_dim, H / stride, W / stride)."""
+    return nn.Sequential(conv(in_dim, out_dim, kernel_size, stride), nn.BatchNorm2d(out_dim))
+
+
+def upsample_conv_bn(in_dim: int, out_dim: int) -> nn.Sequential:
+    """Up-sampling convolution and BatchNorm: (N, in_dim, H, W) -> (N, out_dim, 2H, 2W)."""
+    return nn.Sequential(UpsampleConv(in_dim, out_dim), nn.BatchNorm2d(out_dim))
+
+
+class ResidualBlock(nn.Module):
+    """Stage-II's residual block: two 3x3 convolutions at full width, added to the input, then ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(conv_bn(channels, channels, 3), relu(), conv_bn(channels, channels, 3))
+        self.activation = relu()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) -> the same shape."""
+        return self.activation(x + self.residual(x))
+
+
+class BottleneckResidualBlock(nn.Module):
+    """1x1 and 3x3 convolutions at a quarter of the width, 3x3 back to all of it, added to the input, then activated.
+
+    From Reed et al., "Generative Adversarial Text to Image Synthesis", 2016; kept by StackGAN's TensorFlow release.
+    """
+
+    def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
+        """Make the block.
+
+        Args:
+            channels: width in and out, a multiple of 4.
+            activation: makes the activation, `relu` or `leaky_relu`.
+        """
+        super().__init__()
+        narrow_dim = channels // 4
+        self.residual = nn.Sequential(
+            conv_bn(channels, narrow_dim, 1),
+            activation(),
+            conv_bn(narrow_dim, narrow_dim, 3),
+            activation(),
+            conv_bn(narrow_dim, channels, 3),
+        )
+        self.activation = activation()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, H, W) -> the same shape."""
+        return self.activation(x + self.residual(x))
+
+
+class ConditioningCode(NamedTuple):
+    """What a generator is told of the text, each (N, condition_dim).
+
+    Attributes:
+        c: the conditioning code, mu + exp(logvar / 2) * eps.
+        mu: its mean.
+        logvar: log of its variance; None where augmentation is off, so c is mu and there is no KL term.
+    """
+
+    c: torch.Tensor
+    mu: torch.Tensor
+    logvar: torch.Tensor | None
+
+
+class ConditioningAugmentation(nn.Module):
+    """Draws the conditioning code from N(mu(text), diag sigma(text)^2); paper section 3.2.
+
+    Both heads are linear. The published code puts an activation on them, which hinders a small sigma or forbids it.
+    """
+
+    def __init__(self, embedding_dim: int, condition_dim: int, *, augment: bool = True) -> None:
+        """Make the heads.
+
+        Args:
+            embedding_dim: width of the text embedding.
+            condition_dim: width of the code, N_g in the paper.
+            augment: False makes c = mu and drops the logvar head: the ablation "no CA" of the paper's Table 2.
+        """
+        super().__init__()
+        self.augment = augment
+        self.heads = nn.Linear(embedding_dim, 2 * condition_dim if augment else condition_dim)
+
+    def forward(self, text_embedding: torch.Tensor, eps: torch.Tensor) -> ConditioningCode:
+        """Sample the code with the noise given.
+
+        Args:
+            text_embedding: (N, embedding_dim).
+            eps: (N, condition_dim) from N(0, I). The result has its dtype, so under autocast exp and KL stay float32.
+        """
+        statistics = self.heads(text_embedding).to(eps.dtype)
+        if not self.augment:
+            return ConditioningCode(statistics, statistics, None)
+        mu, logvar = statistics.chunk(2, dim=1)
+        return ConditioningCode(mu + torch.exp(0.5 * logvar) * eps, mu, logvar)
+
+
+class TextMatch(nn.Module):
+    """Both discriminators' head: the text, compressed and repeated over the 4x4 map, meets the image features."""
+
+    def __init__(self, feature_dim: int, embedding_dim: int, condition_dim: int) -> None:
+        """Make the head; `feature_dim` channels in, text compressed from `embedding_dim` to `condition_dim`."""
+        super().__init__()
+        self.compress = nn.Sequential(nn.Linear(embedding_dim, condition_dim), leaky_relu())
+        self.join = nn.Sequential(conv_bn(feature_dim + condition_dim, feature_dim, 1), leaky_relu())
+        self.to_logit = nn.Conv2d(feature_dim, 1, kernel_size=4, bias=False)
+
+    def forward(self, features: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
+        """(N, feature_dim, 4, 4), (N, embedding_dim) -> (N,)."""
+        assert features.shape[2:] == (4, 4), f"features are {tuple(features.shape)}: images of another size than D's?"
+        joint = self.join(concat_code(features, self.compress(text_embedding)))  # (N, feature_dim, 4, 4)
+        return self.to_logit(joint).flatten()  # (N,)
+
+
+def concat_code(features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W), (N, D) -> (N, C + D, H, W): the code repeated at every place."""
+    # Joined as height, width, channel: torch.cat of the views as they are would fall out of channels_last.
+    last = features.permute(0, 2, 3, 1)  # (N, H, W, C)
+    tiled = code.to(features.dtype)[:, None, None, :].expand(-1, *last.shape[1:3], -1)  # (N, H, W, D)
+    return torch.cat((last, tiled), dim=3).permute(0, 3, 1, 2)  # (N, C + D, H, W)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Overwrite every weight as the published code begins, in the order the layers were defined.
+
+    Convolutions: normal of sd 0.02 cut at two sd (TensorFlow's truncated normal; an sd of 0.0176 is left). Linear:
+    normal of sd 0.02, bias 0. BatchNorm: gamma from N(1, 0.02), beta 0, running statistics 0 and 1.
+
+    Args:
+        module: a network on the generator's device, before it is moved or changes its memory format, so that the same
+            seed gives the same weights everywhere.
+        generator: the only source of randomness.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.trunc_normal_(layer.weight, 0.0, WEIGHT_STD, -2 * WEIGHT_STD, 2 * WEIGHT_STD, generator=generator)
+        elif isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, WEIGHT_STD, generator=generator)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
+            layer.reset_running_stats()
+            nn.init.normal_(layer.weight, 1.0, WEIGHT_STD, generator=generator)
+            nn.init.zeros_(layer.bias)

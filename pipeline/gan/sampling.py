@@ -1,0 +1,145 @@
+"""Pictures out of trained generators: a picture is a function of its caption's embedding and its seed alone."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline.data.shards import shard_path, write_shard
+from pipeline.data.tables import SAMPLES, read_embeddings, read_images, write_table
+from pipeline.gan.stages import Stage, load_stage, new_stage
+
+Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
+
+BATCH_SIZE = 16
+GRID_TILE = 128  # pixels a picture on a grid
+GRID_TEXT = 260  # pixels for a caption
+
+
+def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size: int = BATCH_SIZE) -> Images:
+    """Paint one picture for each row of `text_embedding`.
+
+    The networks are put into evaluation mode and back, so a picture does not depend on the others of its batch.
+
+    Args:
+        stage: trained networks, on any device.
+        text_embedding: (N, embedding_dim) float32.
+        seeds: N seeds of the noise, one a picture.
+        batch_size: pictures at once; changes only the speed.
+
+    Returns:
+        (N, S, S, 3) uint8.
+    """
+    device = next(stage.generator.parameters()).device
+    was_training = stage.generator.training
+    stage.generator.eval()
+    images: list[Images] = []
+    with torch.inference_mode():
+        for start in range(0, len(seeds), batch_size):
+            noise = noise_for(seeds[start : start + batch_size], stage.noise_dim).to(device)
+            texts = text_embedding[start : start + batch_size].to(device)
+            images.append(to_uint8(stage.generate(texts, noise).images))
+    stage.generator.train(was_training)
+    return np.concatenate(images)
+
+
+def noise_for(seeds: Sequence[int], noise_dim: int) -> Tensor:
+    """Return (len(seeds), noise_dim) standard normal float32; equal seeds give equal beginnings of a row."""
+    rows = [np.random.default_rng(seed).standard_normal(noise_dim, np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows))
+
+
+def to_uint8(images: Tensor) -> Images:
+    """Turn (N, 3, H, W) in [-1, 1] into (N, H, W, 3) uint8, rounded to the nearest."""
+    scaled = (images.float() + 1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def captioned_grid(images: npt.NDArray[np.uint8], captions: Sequence[str]) -> Image.Image:
+    """Lay pictures out in rows with their captions to the left.
+
+    Args:
+        images: (num_rows, num_columns, H, W, 3) uint8, shown at GRID_TILE pixels.
+        captions: one a row.
+    """
+    num_rows, num_columns = images.shape[:2]
+    gap = 4
+    tile = GRID_TILE + gap
+    grid = Image.new("RGB", (GRID_TEXT + num_columns * tile + gap, num_rows * tile + gap), "white")
+    draw = ImageDraw.Draw(grid)
+    font = ImageFont.load_default(13)
+    for row in range(num_rows):
+        text = "\n".join(textwrap.wrap(captions[row], 36)[:7])
+        draw.multiline_text((10, row * tile + tile // 2), text, fill="black", font=font, anchor="lm", spacing=3)
+        for column in range(num_columns):
+            picture = Image.fromarray(images[row, column]).resize((GRID_TILE, GRID_TILE), Image.Resampling.BICUBIC)
+            grid.paste(picture, (GRID_TEXT + column * tile, row * tile + gap))
+    return grid
+
+
+def generate_samples(
+    *,
+    stage1_dir: Path,
+    stage2_dir: Path,
+    crops_dir: Path,
+    embeddings_dir: Path,
+    out_dir: Path,
+    captions_per_image: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Paint every test picture's first captions with each method, and write samples/.
+
+    Methods: `untrained` (Stage-I and Stage-II as initialised), `stage1` (64x64), `stackgan` (256x256). The same
+    caption has the same seed, and so the same z, in all of them.
+
+    Raises:
+        ValueError: snapshots or embeddings are missing or do not fit together.
+    """
+    images = read_images(crops_dir, "test")
+    embeddings = read_embeddings(embeddings_dir / "test.parquet")
+    if embeddings.image_ids != [image["image_id"] for image in images]:
+        raise ValueError(f"{embeddings_dir} does not hold the test pictures of {crops_dir}; rerun `dvc repro`")
+    num_captions, embedding_dim = embeddings.vectors.shape[1:]
+    if captions_per_image > num_captions:
+        raise ValueError(
+            f"generate_samples.captions_per_image is {captions_per_image}; a picture has {num_captions} captions"
+        )
+    stackgan, _ = load_stage(stage2_dir)
+    untrained = new_stage(2, stackgan.dims, seed=seed)
+    for module in untrained.modules():
+        module.eval()
+    methods = {"untrained": untrained, "stage1": load_stage(stage1_dir)[0], "stackgan": stackgan}
+    rows: list[dict[str, Any]] = [
+        {
+            "image_id": image["image_id"],
+            "class_id": image["class_id"],
+            "caption_id": caption_id,
+            "caption": image["captions"][caption_id],
+        }
+        for image in images
+        for caption_id in range(captions_per_image)
+    ]
+    texts = torch.tensor(embeddings.vectors[:, :captions_per_image].reshape(-1, embedding_dim))
+    seeds = [seed * 1_000_000 + index for index in range(len(rows))]
+
+    records: list[dict[str, Any]] = []
+    for method, stage in methods.items():
+        painted = paint(stage, texts, seeds, batch_size)
+        ids = list(range(len(records), len(records) + len(rows)))
+        write_shard(shard_path(out_dir / method, 0), ids, {stage.image_size: painted})
+        records += [
+            {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
+            for row, sample_id, sample_seed in zip(rows, ids, seeds, strict=True)
+        ]
+        shown = np.linspace(0, len(rows) - 1, num=min(8, len(rows)), dtype=int)
+        grid = captioned_grid(painted[shown][:, None], [str(rows[index]["caption"]) for index in shown])
+        grid.save(out_dir / f"grid_{method}.png")
+    write_table(out_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))

@@ -1,0 +1,283 @@
+"""What params.yaml may hold: one frozen dataclass a section, read strictly.
+
+An unknown, missing or wrongly typed key is refused by its dotted name. No field has a default: what affects a result
+stands in params.yaml. A change of this file retrains nothing (see tests/test_architecture.py), so it computes nothing.
+"""
+
+import math
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+Section = TypeVar("Section")
+
+PARAMS_PATH = Path("params.yaml")
+
+
+def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> Section:
+    """Read one section of params.yaml into its dataclass.
+
+    Raises:
+        ValueError: the file, section or a key is missing, unknown, of another type or out of range.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run from the repository's root")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = document.get(section) if isinstance(document, dict) else None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: section {section!r} is missing or holds no keys")
+    fields = get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{path}: unknown key {section}.{key}; it may hold {', '.join(fields)}")
+    for key in fields:
+        if key not in values:
+            raise ValueError(f"{path}: key {section}.{key} is missing; conf/ holds its usual value")
+    try:
+        typed = {key: _typed(key, values[key], kind) for key, kind in fields.items()}
+        _require(typed.get("seed", 0) >= 0, "seed", typed.get("seed"), "0 or more")
+        return cls(**typed)
+    except ValueError as error:
+        raise ValueError(f"{path}: {section}.{error}") from None
+
+
+def _typed(key: str, value: object, kind: Any) -> Any:
+    """Return `value` if it is of the annotated kind (an int passes as a float, a list as a tuple), else raise."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind) or isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(map(str, get_args(kind)))}")
+        return value
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{key} is {value!r}; it must be a list")
+        return tuple(_typed(f"{key}[{index}]", item, get_args(kind)[0]) for index, item in enumerate(value))
+    if get_origin(kind) is types.UnionType:
+        return None if value is None else _typed(key, value, get_args(kind)[0])
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is not float and type(value) is kind:
+        return value
+    hint = "; write it with a dot, such as 2.0e-4" if kind is float and isinstance(value, str) else ""
+    raise ValueError(f"{key} is {value!r} ({type(value).__name__}); it must be {kind.__name__}{hint}")
+
+
+def _require(holds: bool, key: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} is {value!r}; it must be {remedy}")
+
+
+def _require_positive(params: Any, *keys: str) -> None:
+    for key in keys:
+        _require(getattr(params, key) > 0, key, getattr(params, key), "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetParams:
+    """Section `dataset`."""
+
+    name: str  # folder under data/raw
+
+    def __post_init__(self) -> None:
+        """Check the name: it becomes part of a path."""
+        plain = self.name.replace("_", "").replace("-", "").isalnum()
+        _require(plain, "name", self.name, "letters, digits, - and _ (a folder of data/raw)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardwareParams:
+    """Section `hardware`: where the work runs. No DVC stage depends on it."""
+
+    num_workers: int  # Ray workers of a training and of a map over shards
+    use_gpu: bool  # one GPU a training worker
+    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the processor has it natively
+    max_failures: int  # restarts of a training after a worker died
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "num_workers")
+        _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """Return torch's name of the device."""
+        return "cuda" if self.use_gpu else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MakeDemoDatasetParams:
+    """Section `make_demo_dataset`: the procedural birds."""
+
+    num_train_classes: int
+    num_test_classes: int
+    images_per_class: int
+    captions_per_image: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        keys = ("num_train_classes", "num_test_classes", "images_per_class", "captions_per_image")
+        _require_positive(self, *keys)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropImagesParams:
+    """Section `crop_images`."""
+
+    split: Literal["zero_shot", "testclasses"]  # CUB's 150 + 50 classes, or the folder's testclasses.txt
+    captions_per_image: int
+    rule: Literal["area", "published", "none"]
+    min_object_area: float  # least share of the crop's area that the object fills, for rule: area
+    images_per_shard: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "captions_per_image", "images_per_shard")
+        share = self.min_object_area
+        _require(0 < share <= 1, "min_object_area", share, "above 0 and at most 1 (the paper: 0.75)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitTextEncoderParams:
+    """Section `fit_text_encoder`: the char-CNN-RNN and the image encoder trained beside it."""
+
+    rnn: Literal["gru", "relu"]  # the published CUB form or the Oxford-102 form
+    conv_dims: tuple[int, ...]
+    embedding_dim: int
+    num_steps: int
+    batch_size: int  # as many classes are drawn, one picture and caption each
+    learning_rate: float
+    lr_decay: float  # factor after every `number of train classes` steps
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "embedding_dim", "num_steps", "learning_rate", "lr_decay")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
+        _require(len(self.conv_dims) == 3, "conv_dims", self.conv_dims, "three widths")
+        _require(min(self.conv_dims) > 0, "conv_dims", self.conv_dims, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedCaptionsParams:
+    """Section `embed_captions`."""
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GanParams:
+    """Section `gan`: what both stages' networks and losses share."""
+
+    generator_dim: int  # gf_dim of the published code
+    discriminator_dim: int  # df_dim
+    z_dim: int
+    condition_dim: int  # length of the conditioning code c and of D's compressed embedding
+    conditioning_augmentation: bool
+    kl_weight: float  # on the KL divergence averaged over batch and dimensions
+    num_residual_blocks: int  # of the Stage-II generator
+    differentiable_augmentation: bool  # of what D sees; not in the paper, for data sets of a few hundred pictures
+    captions_averaged: int  # embeddings of so many random captions are averaged for a training pair
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        keys = (
+            "generator_dim",
+            "discriminator_dim",
+            "z_dim",
+            "condition_dim",
+            "num_residual_blocks",
+            "captions_averaged",
+        )
+        _require_positive(self, *keys)
+        _require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
+        for key in ("generator_dim", "discriminator_dim"):
+            value = getattr(self, key)
+            _require(value % 4 == 0, key, value, "a multiple of 4 (the bottleneck layers divide it)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainParams:
+    """Sections `train_stage1` and `train_stage2`."""
+
+    num_epochs: int
+    batch_size: int  # global: shared out among the workers
+    learning_rate: float  # Adam, of G and D
+    lr_halving_epochs: int
+    checkpoint_every_epochs: int
+    sample_every_epochs: int  # grids of fixed captions and noise
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        keys = ("num_epochs", "learning_rate", "lr_halving_epochs", "checkpoint_every_epochs", "sample_every_epochs")
+        _require_positive(self, *keys)
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (BatchNorm)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateSamplesParams:
+    """Section `generate_samples`: the frozen pictures that are scored and shown."""
+
+    captions_per_image: int  # the first captions of every test picture
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "captions_per_image", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainClassifierParams:
+    """Section `train_classifier`: the network behind the Inception score."""
+
+    network: Literal["inception_v3", "resnet18"]  # resnet18: a small network for the demo, at 64x64
+    weights: str  # none, imagenet (torchvision's download), or the path of a safetensors file
+    classes: Literal["test", "all"]  # the published score's classifier knows the test classes
+    held_out_share: float  # of each class's pictures, to measure the accuracy with
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "num_epochs", "batch_size", "learning_rate")
+        share = self.held_out_share
+        _require(0 < share < 1, "held_out_share", share, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateInceptionParams:
+    """Section `evaluate_inception`."""
+
+    num_splits: int  # the published score: 10
+    num_wrong_captions: int  # captions of other classes that the true one competes with in the R-precision
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "num_splits", "num_wrong_captions", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportParams:
+    """Section `report`."""
+
+    num_captions: int  # rows of pictures on the page
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require_positive(self, "num_captions")

@@ -1,0 +1,338 @@
+"""MLflow, only here: one run for each DVC stage that ran, the same one again after a crash.
+
+What a run needs to know of its stage (sections of params.yaml, inputs, outputs) is read from dvc.yaml, so that the
+two cannot disagree. `fingerprint` is the hash of exactly these params and inputs: it names the checkpoints' folder, and
+by it an unfinished run is found and continued. Outputs are tagged with their hash; an input's hash leads to the run
+that wrote it, so a lineage can be walked though no file holds a run id.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+MAX_METRICS_PER_BATCH = 1000  # MLflow refuses larger ones
+
+
+def run_stage(main: Callable[..., None]) -> None:
+    """Call a stage's `main` with the paths of the command line; people's mistakes end it in one line, status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        main(*(Path(argument).absolute() for argument in sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def storage_root() -> Path:
+    """Return $RUN_STORAGE, or runs/ of the repository (of the one that a queued DVC experiment was copied from)."""
+    if place := os.environ.get("RUN_STORAGE"):
+        return Path(place).absolute()
+    here = Path.cwd()
+    if ".dvc" in here.parts:
+        here = Path(*here.parts[: here.parts.index(".dvc")])
+    return here / "runs"
+
+
+def tracking_uri() -> str:
+    """Return $MLFLOW_TRACKING_URI, or the SQLite file in the storage root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_root() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageNode:
+    """What dvc.yaml says of one stage, with ${...} filled in."""
+
+    name: str
+    params: dict[str, Any]  # section -> its keys
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    reports: tuple[str, ...]  # metrics and plots: small files that git shows
+    upstream: dict[str, str]  # dep -> the stage that writes it
+
+
+def read_stage_node(stage: str) -> StageNode:
+    """Read dvc.yaml and params.yaml of the working folder.
+
+    Raises:
+        ValueError: dvc.yaml has no such stage.
+    """
+    document = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    nodes: dict[str, Any] = document["stages"]
+    if stage not in nodes:
+        raise ValueError(f"dvc.yaml has no stage {stage!r}")
+    node = nodes[stage]
+    writers = {
+        path: name for name, other in nodes.items() for path in _paths(other, ("outs", "metrics", "plots"), params)
+    }
+    deps = _paths(node, ("deps",), params)
+    return StageNode(
+        name=stage,
+        params={section: params[section] for section in node.get("params", [])},
+        deps=deps,
+        outs=_paths(node, ("outs",), params),
+        reports=_paths(node, ("metrics", "plots"), params),
+        upstream={path: writers[path] for path in deps if path in writers},
+    )
+
+
+def _paths(node: Mapping[str, Any], keys: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:
+    """List the paths under `keys` of a stage of dvc.yaml (strings, or one-key mappings with options)."""
+    items = [item for key in keys for item in node.get(key, [])]
+    return tuple(_filled(item if isinstance(item, str) else next(iter(item)), params) for item in items)
+
+
+def _filled(text: str, params: Mapping[str, Any]) -> str:
+    """Fill ${section.key} in from params.yaml, as DVC does."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = params
+        for key in match[1].split("."):
+            found = found[key]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, text)
+
+
+def fingerprint(node: StageNode) -> str:
+    """Return 16 hex digits over a stage's params and the bytes of its inputs, code included.
+
+    Raises:
+        ValueError: an input is missing.
+    """
+    content = {"params": node.params, "deps": {dep: tree_sha256(Path(dep)) for dep in node.deps}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tree_sha256(path: Path) -> str:
+    """Return the sha256 of a file, or of a folder's relative paths and files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise ValueError(f"{path} is missing: run `dvc repro`, which makes what it can, or put it there")
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    listing = "".join(f"{file.relative_to(path).as_posix()} {tree_sha256(file)}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+class NullRun:
+    """A run that records nothing: what every process but rank zero holds."""
+
+    def log_history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Ignore the rows."""
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Ignore the file."""
+
+
+class StageRun:
+    """An MLflow run of a DVC stage. Can be sent to another process, which opens its own connection."""
+
+    def __init__(self, node: StageNode, uri: str, run_id: str, storage_dir: Path):
+        self.node = node
+        self.uri = uri
+        self.run_id = run_id
+        self._storage_dir = storage_dir
+        self._last_step: int | None = None
+
+    @property
+    def client(self) -> "MlflowClient":
+        """Return a client of this run's tracking server."""
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    def for_rank(self, rank: int) -> "StageRun | NullRun":
+        """Return this run on rank zero, and one that records nothing elsewhere."""
+        return self if rank == 0 else NullRun()
+
+    def claim_storage(self) -> Path:
+        """Make <storage root>/<stage>-<fingerprint>/ and hold it until this process ends.
+
+        A `dvc repro` that was killed can leave its stage at work behind; a second one then waits for it here, so that
+        two never write the same checkpoints.
+        """
+        self._storage_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._storage_dir / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip()
+            logger.warning(
+                "%s with the same inputs is still at work in process %s; waiting for it. "
+                "To take over from its last checkpoint: kill %s",
+                self.node.name, owner, owner,
+            )  # fmt: skip
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        return self._storage_dir
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the lock behind: it belongs to one process."""
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def log_history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log those rows of a training's whole history that the run does not have yet.
+
+        Args:
+            rows: each with a `step` and metrics; in the order of steps. Called again with the same rows, also by
+                another process after a crash, it logs nothing twice.
+        """
+        from mlflow.entities import Metric
+
+        if not rows:
+            return
+        if self._last_step is None:
+            known = next(key for key in rows[0] if key != "step")
+            self._last_step = max((m.step for m in self.client.get_metric_history(self.run_id, known)), default=-1)
+        now = int(time.time() * 1000)
+        new_rows = [row for row in rows if row["step"] > self._last_step]
+        metrics = [
+            Metric(key, float(value), now, int(row["step"]))
+            for row in new_rows
+            for key, value in row.items()
+            if key != "step"
+        ]
+        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
+        if new_rows:
+            self._last_step = int(new_rows[-1]["step"])
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a file, or a folder's files, under `folder` of the run's artifacts."""
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        log(self.run_id, str(path), folder or None)
+
+
+@contextmanager
+def stage_run(stage: str) -> Generator[StageRun]:
+    """Open the MLflow run of a stage, or continue its unfinished one, and close it with the outputs."""
+    node = read_stage_node(stage)
+    mark = fingerprint(node)
+    run = _open_run(node, mark)
+    try:
+        yield run
+    except BaseException as error:
+        run.client.set_terminated(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    _log_outputs(run)
+    run.client.set_terminated(run.run_id, "FINISHED")
+
+
+def _open_run(node: StageNode, mark: str) -> StageRun:
+    from mlflow.entities import Param
+    from mlflow.tracking import MlflowClient
+
+    storage_root().mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri()
+    client = MlflowClient(uri)
+    experiment_id = _experiment_id(client)
+    unfinished = client.search_runs(
+        [experiment_id],
+        f"tags.fingerprint = '{mark}' and tags.stage = '{node.name}' and attributes.status != 'FINISHED'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    if unfinished:
+        run_id = unfinished[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+        logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
+    else:
+        tags = {"stage": node.name, "fingerprint": mark, **_source_tags()}
+        run_id = client.create_run(experiment_id, tags=tags, run_name=node.name).info.run_id
+        flat = [(f"{section}.{key}", value) for section, keys in node.params.items() for key, value in keys.items()]
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])
+    for dep, upstream in node.upstream.items():
+        if writer := _writer_of(client, experiment_id, dep):
+            client.set_tag(run_id, f"upstream.{upstream}", writer)
+    return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}")
+
+
+def _experiment_id(client: "MlflowClient") -> str:
+    """Find or make the data set's experiment; beside the SQLite file its artifacts stay in the storage root."""
+    from mlflow.exceptions import MlflowException
+
+    dataset = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["name"]
+    name = f"stackgan-{dataset}"
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    place = None if "MLFLOW_TRACKING_URI" in os.environ else (storage_root() / "artifacts").as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=place, tags={"dataset": dataset})
+    except MlflowException:  # another stage made it in the meantime
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _source_tags() -> dict[str, str]:
+    """Return where the code came from: the commit, whether files differ from it, and DVC's name for an experiment."""
+    tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+        tags["mlflow.source.git.commit"] = head.stdout.strip()
+        tags["git_changed_files"] = str(len(changed.stdout.splitlines()))
+    return {key: value for key, value in tags.items() if value}
+
+
+def _writer_of(client: "MlflowClient", experiment_id: str, dep: str) -> str | None:
+    """Return the latest run that wrote these bytes to `dep`."""
+    query = f"tags.`output.{dep}` = '{tree_sha256(Path(dep))}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+    return runs[0].info.run_id if runs else None
+
+
+def _log_outputs(run: StageRun) -> None:
+    """Log the reports and their numbers, and name every output with its size and hash in outputs.json."""
+    outputs: list[dict[str, object]] = []
+    for output in (*run.node.outs, *run.node.reports):
+        path = Path(output)
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        sha256 = tree_sha256(path)
+        num_bytes = sum(file.stat().st_size for file in files)
+        outputs.append({"path": output, "bytes": num_bytes, "num_files": len(files), "sha256": sha256})
+        run.client.set_tag(run.run_id, f"output.{output}", sha256)
+    run.client.log_dict(run.run_id, {"outputs": outputs}, "outputs.json")
+    for report in run.node.reports:
+        run.log_artifact(Path(report), "reports")
+        if report.endswith(".json"):
+            for key, value in _numbers(json.loads(Path(report).read_text())).items():
+                run.client.log_metric(run.run_id, key, value)
+
+
+def _numbers(document: object, prefix: str = "") -> dict[str, float]:
+    """Flatten the numbers of a report to dotted keys; lists (histograms) are left to the file."""
+    if isinstance(document, bool) or document is None:
+        return {}
+    if isinstance(document, int | float):
+        return {prefix: float(document)}
+    if not isinstance(document, dict):
+        return {}
+    numbers: dict[str, float] = {}
+    for key, value in document.items():
+        numbers |= _numbers(value, f"{prefix}.{key}" if prefix else str(key))
+    return numbers

@@ -1,0 +1,21 @@
+"""DVC stage: every caption to an embedding."""
+
+from pathlib import Path
+
+from pipeline.params import EmbedCaptionsParams, HardwareParams, load_params
+from pipeline.text.embedding import embed_captions
+from pipeline.tracking import run_stage, stage_run
+
+
+def main(crops_dir: Path, encoder_dir: Path, embeddings_dir: Path, report_path: Path) -> None:
+    """Write data/embeddings."""
+    params = load_params("embed_captions", EmbedCaptionsParams)
+    hardware = load_params("hardware", HardwareParams)
+    with stage_run("embed_captions"):
+        embed_captions(
+            crops_dir, encoder_dir, embeddings_dir, report_path, batch_size=params.batch_size, device=hardware.device
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,25 @@
+"""DVC stage: score the frozen samples of every method, and the real pictures beside them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.data.files import write_json
+from pipeline.evaluation.scores import evaluate_samples
+from pipeline.params import EvaluateInceptionParams, HardwareParams, load_params
+from pipeline.tracking import run_stage, stage_run
+
+
+def main(samples_dir: Path, crops_dir: Path, classifier_dir: Path, text_encoder_dir: Path, report_path: Path) -> None:
+    """Write reports/evaluate_inception.json."""
+    params = load_params("evaluate_inception", EvaluateInceptionParams)
+    hardware = load_params("hardware", HardwareParams)
+    with stage_run("evaluate_inception"):
+        scores = evaluate_samples(
+            samples_dir=samples_dir, crops_dir=crops_dir, classifier_dir=classifier_dir,
+            text_encoder_dir=text_encoder_dir, device=hardware.device, **asdict(params),
+        )  # fmt: skip
+        write_json(report_path, scores)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,27 @@
+"""DVC stage: train Stage-II, 256x256, on the frozen Stage-I, on Ray Train."""
+
+from functools import partial
+from pathlib import Path
+
+from pipeline.cluster import fit
+from pipeline.gan.training import TrainingJob, export, train
+from pipeline.params import GanParams, HardwareParams, TrainParams, load_params
+from pipeline.tracking import run_stage, stage_run
+
+
+def main(crops_dir: Path, embeddings_dir: Path, stage1_dir: Path, models_dir: Path, *report_paths: Path) -> None:
+    """Write models/stage2."""
+    gan, train_params = load_params("gan", GanParams), load_params("train_stage2", TrainParams)
+    hardware = load_params("hardware", HardwareParams)
+    with stage_run("train_stage2") as run:
+        job = TrainingJob(
+            stage_number=2, crops_dir=crops_dir, embeddings_dir=embeddings_dir, stage1_dir=stage1_dir,
+            storage_dir=run.claim_storage(), gan=gan, train=train_params, hardware=hardware,
+        )  # fmt: skip
+        fit(partial(train, job, run.for_rank), storage_dir=job.storage_dir, hardware=hardware)
+        export(job, models_dir, *report_paths)
+        run.log_artifact(models_dir, "stage2")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,66 @@
+"""Fixtures that several test files share: a tiny data set in CUB's layout, and the folder of the real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+CLASS_NAMES = {1: "001.Red_Dot", 2: "002.Green_Dot", 3: "003.Blue_Dot"}
+TEST_CLASS_ID = 1  # class 1 is in the zero-shot test split too, so both split rules agree
+IMAGES_PER_CLASS = 3
+COLOURS = {1: (200, 40, 30), 2: (40, 180, 60), 3: (30, 60, 210)}
+
+
+@pytest.fixture
+def cub_root(tmp_path: Path) -> Path:
+    """Write nine JPEGs of dots in three classes, with boxes, ten captions each and testclasses.txt."""
+    root = tmp_path / "raw" / "dots"
+    names: list[str] = []
+    labels: list[str] = []
+    boxes: list[str] = []
+    for class_id, class_name in CLASS_NAMES.items():
+        for number in range(IMAGES_PER_CLASS):
+            image_id = len(names) + 1
+            width, height = 90 + 70 * number, 120 + 30 * class_id
+            left, top, right, bottom = 11 + number, 20, width - 30 - 9 * number, height - 17 * class_id
+            draw_dot(
+                root / "images" / class_name / f"dot_{number}.jpg", width, height, (left, top, right, bottom), class_id
+            )
+            names.append(f"{image_id} {class_name}/dot_{number}.jpg")
+            labels.append(f"{image_id} {class_id}")
+            boxes.append(f"{image_id} {left}.0 {top}.0 {right - left}.0 {bottom - top}.0")
+            write_lines(
+                root / "text_c10" / class_name / f"dot_{number}.txt",
+                [f"a dot of class {class_id}, picture {number}, caption {caption}" for caption in range(10)],
+            )
+    write_lines(root / "images.txt", names)
+    write_lines(root / "image_class_labels.txt", labels[::-1])  # joined by id, not by line
+    write_lines(root / "bounding_boxes.txt", boxes[3:] + boxes[:3])
+    write_lines(root / "classes.txt", [f"{class_id} {name}" for class_id, name in CLASS_NAMES.items()])
+    write_lines(root / "testclasses.txt", [CLASS_NAMES[TEST_CLASS_ID]])
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real pictures and captions: $REAL_DATA, or ../shared/data beside the repository."""
+    folder = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "cub" / "CUB_200_2011" / "images").is_dir():
+        pytest.skip(f"no real CUB under {folder}: set REAL_DATA to a folder that holds cub/")
+    return folder
+
+
+def draw_dot(path: Path, width: int, height: int, box: tuple[int, int, int, int], class_id: int) -> None:
+    """Draw an ellipse that fills `box` on a slanting ramp of grey, so that every pixel says where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ramp = Image.linear_gradient("L").rotate(30).resize((width, height))
+    image = Image.merge("RGB", (ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp))
+    left, top, right, bottom = box
+    ImageDraw.Draw(image).ellipse((left, top, right - 1, bottom - 1), fill=COLOURS[class_id])
+    image.save(path, quality=95)
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

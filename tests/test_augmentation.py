@@ -1,0 +1,37 @@
+"""DiffAugment: what it does to known pictures, and that gradients come through."""
+
+import torch
+
+from pipeline.gan.augmentation import shifted_and_cut
+
+
+def test_the_middle_draw_shifts_nothing_and_the_square_is_blank() -> None:
+    images = torch.ones(1, 3, 64, 64)
+    seen = shifted_and_cut(images, torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+    assert (seen[:, :, 17:48, 17:48] == 0).all()
+    assert seen.sum() == 3 * (64 * 64 - 31 * 31)
+
+
+def test_the_extreme_draws_shift_by_an_eighth() -> None:
+    images = torch.zeros(2, 3, 64, 64)
+    images[:, :, 30, 40] = 1
+    seen = shifted_and_cut(images, torch.tensor([[0.0, 0.0, 0.0, 0.999], [0.999, 0.999, 0.0, 0.0]]))
+    assert seen[0, 0].nonzero().tolist() == [[38, 48]]
+    assert seen[1, 0].nonzero().tolist() == [[22, 32]]
+
+
+def test_each_picture_has_its_own_draws() -> None:
+    images = torch.rand(3, 3, 64, 64)
+    draws = torch.rand(3, 4)
+    together = shifted_and_cut(images, draws)
+    alone = torch.cat([shifted_and_cut(images[i : i + 1], draws[i : i + 1]) for i in range(3)])
+    assert torch.equal(together, alone)
+
+
+def test_gradients_reach_what_is_seen_and_nothing_else() -> None:
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    shifted_and_cut(images, torch.tensor([[0.0, 0.5, 0.0, 0.0]])).sum().backward()
+    assert images.grad is not None
+    # Shifted down by 8: the last 8 rows left the picture; the cut corner, 16 wide, saw the rows before the shift.
+    assert (images.grad[:, :, 56:] == 0).all() and (images.grad[:, :, :8, :16] == 0).all()
+    assert (images.grad[:, :, 8:56] == 1).all()

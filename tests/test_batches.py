@@ -1,0 +1,402 @@
+"""Batches: a function of (seed, step) alone, whatever the workers; each random choice is as likely as it should be."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from pipeline.data.batches import (
+    Batch,
+    BatchSource,
+    Purpose,
+    TrainingSet,
+    generator_for,
+    load_training_set,
+    random_crops,
+)
+from pipeline.data.shards import ImageShards, shard_path, write_shard
+from pipeline.data.tables import IMAGES, embeddings_schema, write_table
+
+LOAD_SIZE, IMAGE_SIZE = 20, 8  # 13 offsets a side, as 76 -> 64 has
+NUM_IMAGES, NUM_CAPTIONS = 24, 5
+CLASS_IDS = np.array([7] * 3 + [2] * 12 + [9] * 8 + [4], np.int64)[np.random.default_rng(3).permutation(NUM_IMAGES)]
+CLASSES = sorted(set(CLASS_IDS.tolist()))
+PROBABLE = 1e-4  # a chi-square below this is no chance; seeds are fixed, so the outcome is too
+
+
+def telling_pictures(load_size: int) -> np.ndarray:
+    """Return pictures whose pixels say which row, column and picture they are."""
+    pixels = np.empty((NUM_IMAGES, load_size, load_size, 3), np.uint8)
+    pixels[..., 0] = np.arange(load_size)[None, :, None]
+    pixels[..., 1] = np.arange(load_size)[None, None, :]
+    pixels[..., 2] = np.arange(NUM_IMAGES)[:, None, None]
+    return pixels
+
+
+def telling_embeddings() -> Tensor:
+    """Return embeddings whose first entries say which picture they are of, and the last ones which caption."""
+    picture = torch.eye(NUM_IMAGES)[:, None, :].expand(-1, NUM_CAPTIONS, -1)
+    caption = torch.eye(NUM_CAPTIONS)[None].expand(NUM_IMAGES, -1, -1)
+    return torch.cat([picture, caption], dim=2)
+
+
+@pytest.fixture(scope="module")
+def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    """Write the pictures in two shards."""
+    folder = tmp_path_factory.mktemp("train")
+    pixels = telling_pictures(LOAD_SIZE)
+    for index, rows in enumerate((slice(0, 10), slice(10, NUM_IMAGES))):
+        write_shard(shard_path(folder, index), range(*rows.indices(NUM_IMAGES)), {LOAD_SIZE: pixels[rows]})
+    return TrainingSet(
+        shards=ImageShards(folder, LOAD_SIZE), class_ids=CLASS_IDS, embeddings=telling_embeddings()
+    )  # fmt: skip
+
+
+def source(
+    training_set: TrainingSet,
+    *,
+    batch_size: int = 8,
+    captions_averaged: int = 2,
+    seed: int = 11,
+    rank: int = 0,
+    num_workers: int = 1,
+    image_size: int = IMAGE_SIZE,
+) -> BatchSource:
+    return BatchSource(
+        training_set,
+        image_size=image_size,
+        batch_size=batch_size,
+        captions_averaged=captions_averaged,
+        seed=seed,
+        rank=rank,
+        num_workers=num_workers,
+        device=torch.device("cpu"),
+    )
+
+
+def equal(one: Batch, two: Batch) -> bool:
+    return all(torch.equal(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(Batch))
+
+
+def joined(shares: list[Batch]) -> Batch:
+    """Put the workers' rows together; of the augmentation's draws the rows are the second axis."""
+    return Batch(
+        real=torch.cat([share.real for share in shares]),
+        text_embedding=torch.cat([share.text_embedding for share in shares]),
+        wrong_text_embedding=torch.cat([share.wrong_text_embedding for share in shares]),
+        augmentation_draws=torch.cat([share.augmentation_draws for share in shares], dim=1),
+    )
+
+
+def pixels_of(batch: Batch) -> np.ndarray:
+    """Undo the scaling: (n, S, S, 3) whole numbers."""
+    values = (batch.real.permute(0, 2, 3, 1).double() + 1) * 127.5
+    assert (values - values.round()).abs().max() < 1e-3
+    return values.round().long().numpy()
+
+
+def pictures_of(batch: Batch) -> list[int]:
+    return pixels_of(batch)[:, 0, 0, 2].tolist()
+
+
+def picture_of_text(embedding: Tensor) -> list[int]:
+    """Return whose captions were averaged; all of them must be of one picture."""
+    shares, pictures = embedding[:, :NUM_IMAGES].max(dim=1)
+    torch.testing.assert_close(shares, torch.ones(len(embedding)))
+    return pictures.tolist()
+
+
+def test_real_pictures_are_scaled_and_channels_last(training_set: TrainingSet) -> None:
+    batch = source(training_set).batch(0)
+    assert batch.real.shape == (8, 3, IMAGE_SIZE, IMAGE_SIZE) and batch.real.dtype == torch.float32
+    assert batch.real.is_contiguous(memory_format=torch.channels_last)
+    assert batch.real.min() >= -1 and batch.real.max() <= 1
+    for text in (batch.text_embedding, batch.wrong_text_embedding):
+        assert text.shape == (8, NUM_IMAGES + NUM_CAPTIONS) and text.dtype == torch.float32
+
+
+def test_bytes_0_and_255_become_minus_one_and_one() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    scaled = random_crops(pixels, torch.tensor([[0.0, 0.0, 0.9]]), 16)
+    torch.testing.assert_close(scaled[0, 0].flatten(), torch.arange(256) * 2 / 255 - 1)
+    assert scaled.min() == -1 and scaled.max() == 1
+
+
+def test_crops_are_those_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    draws = rng.random((30, 3))
+    crops = random_crops(torch.from_numpy(pixels), torch.from_numpy(draws), 11)
+    for picture, (top, left, flip), crop in zip(pixels, draws, crops, strict=True):
+        top, left = int(top * 6), int(left * 6)
+        expected = picture[top : top + 11, left : left + 11]
+        expected = expected[:, ::-1] if flip < 0.5 else expected
+        torch.testing.assert_close(crop, torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize(("load_size", "size"), [(76, 64), (304, 256), (5, 5), (9, 1)])
+def test_the_largest_and_smallest_draws_stay_inside(load_size: int, size: int) -> None:
+    pixels = torch.zeros(4, load_size, load_size, 3, dtype=torch.uint8)
+    pixels[:, -1, -1] = 255
+    pixels[:, 0, 0] = 255
+    last = np.nextafter(1.0, 0.0)
+    draws = torch.tensor(
+        [[0.0, 0.0, last], [last, last, last], [0.0, 0.0, 0.0], [last, last, 0.0]], dtype=torch.float64
+    )
+    crops = random_crops(pixels, draws, size)
+    assert crops.shape == (4, 3, size, size)
+    for crop, row, column in zip(crops, (0, -1, 0, -1), (0, -1, -1, 0), strict=True):
+        assert crop[0, row, column] == 1
+
+
+def test_every_offset_and_both_sides_are_as_likely(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    tops: Counter[int] = Counter()
+    lefts: Counter[int] = Counter()
+    flips: Counter[bool] = Counter()
+    pairs: set[tuple[int, int]] = set()
+    for step in range(300):
+        pixels = pixels_of(one.batch(step))
+        flipped = pixels[:, 0, 0, 1] > pixels[:, 0, -1, 1]
+        left = pixels[..., 1].min(axis=(1, 2))
+        for crop, offset, is_flipped in zip(pixels, left, flipped, strict=True):
+            unflipped = crop[:, ::-1] if is_flipped else crop
+            assert (unflipped[..., 0] == crop[0, 0, 0] + np.arange(IMAGE_SIZE)[:, None]).all()
+            assert (unflipped[..., 1] == offset + np.arange(IMAGE_SIZE)[None]).all()
+            assert len(np.unique(crop[..., 2])) == 1
+        tops.update(pixels[:, 0, 0, 0].tolist())
+        lefts.update(left.tolist())
+        flips.update(flipped.tolist())
+        pairs.update(zip(pixels[:, 0, 0, 0].tolist(), left.tolist(), strict=True))
+    assert set(tops) == set(lefts) == set(range(13)) and set(flips) == {True, False}
+    assert len(pairs) == 13 * 13  # top and left are drawn apart
+    for counts in (tops, lefts, flips):
+        assert chisquare(list(counts.values())).pvalue > PROBABLE
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_the_shares_of_all_workers_are_the_global_batch(num_workers: int, training_set: TrainingSet) -> None:
+    whole = source(training_set)
+    workers = [source(training_set, rank=rank, num_workers=num_workers) for rank in range(num_workers)]
+    for step in (0, 1, 2, 3, 50):
+        shares = [worker.batch(step) for worker in workers]
+        assert {len(share.real) for share in shares} == {8 // num_workers}
+        assert equal(joined(shares), whole.batch(step))
+        noise = torch.cat([worker.noise(step, 6) for worker in workers])
+        assert torch.equal(noise, whole.noise(step, 6))
+
+
+def test_a_batch_does_not_depend_on_the_ones_before_it(training_set: TrainingSet) -> None:
+    walked = source(training_set)
+    batches = [(walked.batch(step), walked.noise(step, 4)) for step in range(10)]
+    for step in (9, 4, 0, 7, 7):  # within and across epochs, backwards, twice, without noise in between
+        resumed = source(training_set)
+        assert equal(resumed.batch(step), batches[step][0])
+        assert torch.equal(resumed.noise(step, 4), batches[step][1])
+        assert equal(walked.batch(step), batches[step][0])
+
+
+def test_another_seed_gives_another_batch(training_set: TrainingSet) -> None:
+    one, two = source(training_set, seed=0), source(training_set, seed=1)
+    assert pictures_of(one.batch(0)) != pictures_of(two.batch(0))
+    assert not torch.equal(one.noise(0, 4), two.noise(0, 4))
+
+
+def test_no_two_purposes_and_steps_share_their_draws() -> None:
+    draws = {
+        generator_for(seed, purpose, counter).random()
+        for seed in range(5)
+        for purpose in Purpose
+        for counter in range(20)
+    }
+    assert len(draws) == 5 * len(Purpose) * 20
+
+
+def test_each_epoch_shows_every_picture_once_in_another_order(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    assert one.steps_per_epoch == 3
+    orders = [
+        [picture for step in range(3) for picture in pictures_of(one.batch(3 * epoch + step))] for epoch in range(20)
+    ]
+    assert all(sorted(order) == list(range(NUM_IMAGES)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 20
+
+
+def test_a_remainder_is_left_out_of_an_epoch_but_not_of_the_training(training_set: TrainingSet) -> None:
+    one = source(training_set, batch_size=10)
+    assert one.steps_per_epoch == 2
+    seen: set[int] = set()
+    for epoch in range(12):
+        epoch_pictures = pictures_of(one.batch(2 * epoch)) + pictures_of(one.batch(2 * epoch + 1))
+        assert len(set(epoch_pictures)) == 20
+        seen.update(epoch_pictures)
+    assert seen == set(range(NUM_IMAGES))
+
+
+def test_a_text_is_of_the_picture_beside_it(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    for step in range(20):
+        batch = one.batch(step)
+        assert picture_of_text(batch.text_embedding) == pictures_of(batch)
+
+
+@pytest.mark.parametrize("captions_averaged", [1, 2, 4, NUM_CAPTIONS])
+def test_different_captions_are_averaged_each_as_often(captions_averaged: int, training_set: TrainingSet) -> None:
+    one = source(training_set, captions_averaged=captions_averaged)
+    counts = {"text_embedding": torch.zeros(NUM_CAPTIONS), "wrong_text_embedding": torch.zeros(NUM_CAPTIONS)}
+    for step in range(60):
+        batch = one.batch(step)
+        for name in counts:
+            shares = getattr(batch, name)[:, NUM_IMAGES:]
+            used = shares > 0
+            assert (used.sum(dim=1) == captions_averaged).all()
+            torch.testing.assert_close(shares[used], torch.full((8 * captions_averaged,), 1 / captions_averaged))
+            counts[name] += used.sum(dim=0)
+    for count in counts.values():
+        assert count.sum() == 60 * 8 * captions_averaged
+        assert chisquare(count.numpy()).pvalue > PROBABLE
+
+
+def test_right_and_wrong_captions_are_drawn_apart(training_set: TrainingSet) -> None:
+    one = source(training_set, captions_averaged=1)
+    batches = [one.batch(step) for step in range(20)]
+    right = torch.cat([batch.text_embedding[:, NUM_IMAGES:].argmax(dim=1) for batch in batches])
+    wrong = torch.cat([batch.wrong_text_embedding[:, NUM_IMAGES:].argmax(dim=1) for batch in batches])
+    assert 0.1 < (right == wrong).float().mean() < 0.3  # one of five by chance
+
+
+def test_a_wrong_text_is_of_another_class_each_of_its_pictures_as_likely(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    counts = {class_id: np.zeros(NUM_IMAGES) for class_id in CLASSES}
+    for step in range(600):
+        batch = one.batch(step)
+        for picture, wrong in zip(pictures_of(batch), picture_of_text(batch.wrong_text_embedding), strict=True):
+            counts[int(CLASS_IDS[picture])][wrong] += 1
+    for class_id, count in counts.items():
+        others = class_id != CLASS_IDS
+        assert not count[~others].any()
+        assert count[others].all()
+        assert chisquare(count[others]).pvalue > PROBABLE
+
+
+def test_noise_is_standard_normal_and_another_one_each_step(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    noise = torch.stack([one.noise(step, 100) for step in range(50)])
+    assert noise.dtype == torch.float32 and noise.shape == (50, 8, 100)
+    assert len(noise.flatten().unique()) > 0.99 * noise.numel()
+    assert abs(noise.mean()) < 0.02 and abs(noise.var() - 1) < 0.03
+
+
+def test_draws_for_the_augmentation_are_uniform_and_apart_for_real_and_fake(training_set: TrainingSet) -> None:
+    one = source(training_set)
+    draws = torch.stack([one.batch(step).augmentation_draws for step in range(200)])
+    assert draws.shape == (200, 2, 8, 4) and draws.min() >= 0 and draws.max() < 1
+    assert len(draws.flatten().unique()) > 0.99 * draws.numel()
+    for kind in (0, 1):
+        assert chisquare(torch.histc(draws[:, kind], 10, 0, 1).numpy()).pvalue > PROBABLE
+    correlation = np.corrcoef(draws[:, 0].flatten().numpy(), draws[:, 1].flatten().numpy())[0, 1]
+    assert abs(correlation) < 0.05
+
+
+def test_a_training_set_with_76_pixels_gives_64(tmp_path: Path) -> None:
+    write_shard(shard_path(tmp_path, 0), range(NUM_IMAGES), {76: telling_pictures(76)})
+    full = TrainingSet(shards=ImageShards(tmp_path, 76), class_ids=CLASS_IDS, embeddings=telling_embeddings())
+    batch = source(full, image_size=64).batch(0)
+    assert batch.real.shape == (8, 3, 64, 64)
+    rows = pixels_of(batch)[:, :, 0, 0]
+    assert (np.diff(rows, axis=1) == 1).all() and rows.max() <= 75
+
+
+def test_numbers_that_do_not_fit_together_are_refused(training_set: TrainingSet) -> None:
+    with pytest.raises(ValueError, match="batch_size 8 cannot be shared equally among 3 workers"):
+        source(training_set, num_workers=3)
+    with pytest.raises(ValueError, match="batch_size 25 is larger than the 24 training pictures"):
+        source(training_set, batch_size=25)
+    with pytest.raises(ValueError, match=r"gan\.captions_averaged 6 exceeds 5 captions a picture"):
+        source(training_set, captions_averaged=6)
+    assert source(training_set, batch_size=24).steps_per_epoch == 1
+
+
+def test_one_class_alone_is_refused(training_set: TrainingSet) -> None:
+    alone = dataclasses.replace(training_set, class_ids=np.full(NUM_IMAGES, 4))
+    with pytest.raises(ValueError, match="two classes or more"):
+        source(alone)
+
+
+def write_crops(folder: Path, image_ids: list[int], split: str = "train") -> None:
+    pixels = telling_pictures(LOAD_SIZE)[: len(image_ids)]
+    write_shard(shard_path(folder / split, 0), image_ids, {LOAD_SIZE: pixels})
+
+
+def write_images(folder: Path, image_ids: list[int]) -> None:
+    rows = [
+        {name: None for name in IMAGES.names}
+        | {
+            "image_id": image_id,
+            "class_id": image_id % 3,
+            "split": split,
+            "bbox": [0, 0, 1, 1],
+            "crop_box": [0, 0, 1, 1],
+        }
+        for image_id in image_ids
+        for split in ("train", "test")
+    ]
+    write_table(folder / "images.parquet", pa.Table.from_pylist(rows, schema=IMAGES))
+
+
+def write_embeddings(path: Path, image_ids: list[int]) -> np.ndarray:
+    """Write two captions a picture; the embedding names both."""
+    values = np.array([[image_id, caption] for image_id in image_ids for caption in range(2)], np.float32)
+    columns = [
+        pa.array(np.repeat(image_ids, 2), pa.int64()),
+        pa.array(np.tile([0, 1], len(image_ids)), pa.int32()),
+        pa.array(["a bird"] * len(values)),
+        pa.array(values.tolist(), pa.list_(pa.float32(), 2)),
+    ]
+    write_table(path, pa.Table.from_arrays(columns, schema=embeddings_schema(2, {})))
+    return values.reshape(-1, 2, 2)
+
+
+def test_a_training_set_is_loaded_in_the_order_of_its_images(tmp_path: Path) -> None:
+    image_ids = [5, 3, 8, 4]
+    write_crops(tmp_path, image_ids)
+    write_images(tmp_path, image_ids)
+    embeddings = write_embeddings(tmp_path / "train.parquet", image_ids)
+    loaded = load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+    assert loaded.shards.image_ids == image_ids
+    assert loaded.class_ids.tolist() == [2, 0, 2, 1]
+    assert torch.equal(loaded.embeddings, torch.from_numpy(embeddings))
+
+
+@pytest.mark.parametrize("stale", ["shards", "embeddings"])
+def test_files_of_different_lengths_are_refused_by_name(stale: str, tmp_path: Path) -> None:
+    image_ids = [5, 3, 8, 4]
+    write_crops(tmp_path, image_ids[:-1] if stale == "shards" else image_ids)
+    write_images(tmp_path, image_ids)
+    write_embeddings(tmp_path / "train.parquet", image_ids[:-1] if stale == "embeddings" else image_ids)
+    with pytest.raises(ValueError, match="do not hold the pictures of images") as refused:
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+    assert str(tmp_path / "train") in str(refused.value) and "dvc repro" in str(refused.value)
+
+
+def test_shards_in_another_order_are_refused(tmp_path: Path) -> None:
+    write_crops(tmp_path, [3, 5, 8])
+    write_images(tmp_path, [5, 3, 8])
+    write_embeddings(tmp_path / "train.parquet", [5, 3, 8])
+    with pytest.raises(ValueError, match="do not hold the pictures of images"):
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+
+
+@pytest.mark.parametrize("image_ids", [[3, 5, 8], [5, 3, 9]], ids=["another_order", "another_picture"])
+def test_embeddings_of_other_pictures_are_refused(image_ids: list[int], tmp_path: Path) -> None:
+    write_crops(tmp_path, [5, 3, 8])
+    write_images(tmp_path, [5, 3, 8])
+    write_embeddings(tmp_path / "train.parquet", image_ids)
+    with pytest.raises(ValueError, match="do not hold the pictures of images"):
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)

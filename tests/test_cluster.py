@@ -1,0 +1,70 @@
+"""Ray as it is: shards in order, a killed task tried again, people's mistakes told as they are."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import fit, map_shards
+from pipeline.params import HardwareParams
+
+CPU = HardwareParams(num_workers=2, use_gpu=False, precision="float32", max_failures=1)
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def refuse(number: int) -> int:
+    raise ValueError(f"file {number} is torn; bring a whole one")
+
+
+def die_once(path: Path) -> str:
+    if not path.exists():
+        path.write_text("died")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path.read_text()
+
+
+def test_results_come_in_the_order_of_the_jobs() -> None:
+    assert map_shards(square, list(range(7)), num_workers=2) == [number * number for number in range(7)]
+
+
+def test_a_killed_task_is_tried_again(tmp_path: Path) -> None:
+    assert map_shards(die_once, [tmp_path / "mark"], num_workers=1) == ["died"]
+
+
+def test_a_mistake_is_told_in_its_own_words() -> None:
+    with pytest.raises(ValueError, match=r"^file \d is torn; bring a whole one$"):
+        map_shards(refuse, [1, 2], num_workers=2)
+
+
+def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    gpus = HardwareParams(num_workers=64, use_gpu=True, precision="float32", max_failures=0)
+    with pytest.raises(ValueError, match="asks for 64 GPUs and Ray sees"):
+        fit(lambda: None, storage_dir=tmp_path, hardware=gpus)
+
+
+def test_a_killed_training_worker_is_started_again(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    def loop() -> None:
+        import torch.distributed as dist
+
+        assert dist.get_world_size() == 2
+        if dist.get_rank() == 1:
+            die_once(mark)
+        (tmp_path / f"done_{dist.get_rank()}").write_text("done")
+        dist.barrier()
+
+    fit(loop, storage_dir=tmp_path / "training", hardware=CPU)
+    assert mark.exists() and (tmp_path / "done_0").exists() and (tmp_path / "done_1").exists()
+
+
+def test_a_mistake_in_a_training_is_told_in_its_own_words(tmp_path: Path) -> None:
+    def loop() -> None:
+        raise ValueError("batch_size 7 cannot be shared equally among 2 workers")
+
+    with pytest.raises(ValueError, match="batch_size 7 cannot be shared equally"):
+        fit(loop, storage_dir=tmp_path / "training", hardware=CPU)

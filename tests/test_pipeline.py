@@ -1,0 +1,235 @@
+"""End to end, nothing replaced: DVC runs every stage, Ray two workers, MLflow writes SQLite, SIGKILL strikes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipeline.gan.checkpoints import checkpoint_dirs
+
+ROOT = Path(__file__).parent.parent
+STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+DEADLINE_SEC = 300
+
+
+class Repository:
+    """A copy of this repository at size=tiny, a git and DVC repository of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "RAY_"))}
+        self.env.pop("RUN_STORAGE", None)
+        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
+        self.env["PYTHONPATH"] = str(folder)  # Ray's workers import the copy too
+        listed = self.run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
+        for name in listed.splitlines():
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self.run("git", "init", "--quiet")
+        self.run("git", "add", "--all")
+        author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        self.run("git", *author, "commit", "--quiet", "--message", "copy")
+        self.run("git", "config", "user.name", "test")
+        self.run("git", "config", "user.email", "test@example.org")
+
+    def run(self, *command: str, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=cwd or self.folder, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode != 0) == fails, (
+            f"{command}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        )
+        return done
+
+    def set(self, section: str, **values: object) -> None:
+        path = self.folder / "params.yaml"
+        document = yaml.safe_load(path.read_text())
+        document[section] |= values
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def changed_stages(self) -> set[str]:
+        """Return the stages that `dvc status` would run again for a change of params or inputs."""
+        return set(json.loads(self.run("dvc", "status", "--json").stdout))
+
+    def start(self, *command: str, log_path: Path) -> subprocess.Popen[bytes]:
+        with log_path.open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.folder}/runs/mlflow.db")
+
+    def runs(self, stage: str) -> list[Run]:
+        """Return the stage's MLflow runs, the newest first."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return list(
+            self.client.search_runs(experiments, f"tags.stage = '{stage}'", order_by=["attributes.start_time DESC"])
+        )
+
+    def epochs_logged(self, run: Run) -> list[int]:
+        return [int(metric.value) for metric in self.client.get_metric_history(run.info.run_id, "epoch")]
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], log_path: Path) -> None:
+    """Look again and again until `what` holds; fail where the process ends or the deadline passes first."""
+    deadline = time.monotonic() + DEADLINE_SEC
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()[-4000:]
+        os.sched_yield()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    """Run the whole DAG once, as a user would: `dvc exp run -S size=tiny`."""
+    repository = Repository(tmp_path_factory.mktemp("repository"))
+    repository.run("dvc", "exp", "run", "-S", "size=tiny")
+    yield repository
+
+
+def test_every_stage_ran_and_nothing_is_left_to_do(repository: Repository) -> None:
+    assert repository.changed_stages() == set()
+    assert "up to date" in repository.run("dvc", "repro").stdout
+    for path in ("samples/grid_stackgan.png", "reports/index.html", "reports/evaluate_inception.json"):
+        assert (repository.folder / path).is_file()
+
+
+def test_each_stage_has_one_finished_run_whose_inputs_lead_to_their_writers(repository: Repository) -> None:
+    runs = {stage: repository.runs(stage) for stage in STAGES}
+    assert {stage: len(found) for stage, found in runs.items()} == dict.fromkeys(STAGES, 1)
+    for stage, (run,) in runs.items():
+        assert run.info.status == "FINISHED" and run.info.run_name == stage
+        assert run.data.tags["mlflow.source.git.commit"] and run.data.tags["fingerprint"]
+        assert "outputs.json" in [file.path for file in repository.client.list_artifacts(run.info.run_id)]
+    upstream = runs["train_stage2"][0].data.tags
+    assert upstream["upstream.train_stage1"] == runs["train_stage1"][0].info.run_id
+    assert upstream["upstream.embed_captions"] == runs["embed_captions"][0].info.run_id
+    grids = repository.client.list_artifacts(runs["train_stage1"][0].info.run_id, "grids")
+    assert [file.path for file in grids] == ["grids/epoch_00002.png", "grids/epoch_00003.png"]
+    assert repository.epochs_logged(runs["train_stage1"][0]) == [1, 2, 3]
+
+
+def test_a_learning_rate_reruns_its_training_and_what_follows_only(repository: Repository) -> None:
+    before = {stage: len(repository.runs(stage)) for stage in STAGES}
+    repository.set("train_stage2", learning_rate=0.0001)
+    repository.run("dvc", "repro")
+    again = {stage for stage in STAGES if len(repository.runs(stage)) > before[stage]}
+    assert again == {"train_stage2", "generate_samples", "evaluate_inception", "report"}
+    assert repository.changed_stages() == set()
+
+
+def test_a_comment_in_the_tracking_reruns_nothing(repository: Repository) -> None:
+    path = repository.folder / "pipeline" / "tracking.py"
+    kept = path.read_text()
+    path.write_text(kept + "\n# a comment\n")
+    assert repository.changed_stages() == set()
+    path.write_text(kept)
+
+
+def test_generate_paints_a_sentence_and_repeats_itself(repository: Repository) -> None:
+    pictures = []
+    for name in ("a.png", "b.png"):
+        repository.run("stackgan", "generate", "a small red bird with black wings", "--out", name, "--seed", "3")
+        pictures.append((repository.folder / name).read_bytes())
+    assert pictures[0] == pictures[1]
+    with Image.open(repository.folder / "a.png") as image:
+        assert image.size == (256, 256)
+        assert image.info["caption"] == "a small red bird with black wings" and image.info["seed"] == "3"
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(repository: Repository, tmp_path: Path) -> None:
+    repository.set("train_stage1", num_epochs=40, sample_every_epochs=40, seed=1)
+    log_path = tmp_path / "log"
+    known = set((repository.folder / "runs").glob("train_stage1-*"))
+    process = repository.start("dvc", "repro", "--single-item", "train_stage1", log_path=log_path)
+    wait_for(lambda: _checkpoints_of_new_run(repository, known), process, log_path)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+    workers = workers or [p for p in psutil.process_iter() if _is_worker_of(p, repository.folder)]
+    workers[0].send_signal(signal.SIGKILL)
+    assert process.wait(DEADLINE_SEC) == 0, log_path.read_text()[-4000:]
+    assert "continuing from the checkpoint of step" in log_path.read_text()
+    run = repository.runs("train_stage1")[0]
+    assert run.info.status == "FINISHED" and len(repository.runs("train_stage1")) == 2
+    assert repository.epochs_logged(run) == list(range(1, 41))
+
+
+def test_a_killed_repro_goes_on_in_the_same_run(repository: Repository, tmp_path: Path) -> None:
+    repository.set("train_stage1", num_epochs=40, sample_every_epochs=40, seed=2)
+    log_path = tmp_path / "log"
+    known = set((repository.folder / "runs").glob("train_stage1-*"))
+    num_runs = len(repository.runs("train_stage1"))
+    process = repository.start("dvc", "repro", "--single-item", "train_stage1", log_path=log_path)
+    wait_for(lambda: _checkpoints_of_new_run(repository, known), process, log_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unfinished = repository.runs("train_stage1")[0]
+    assert unfinished.info.status == "RUNNING"
+
+    done = repository.run("dvc", "repro", "--single-item", "train_stage1")
+    assert f"continuing the unfinished MLflow run {unfinished.info.run_id}" in done.stderr + done.stdout
+    assert "continuing from the checkpoint of step" in done.stderr + done.stdout
+    run = repository.runs("train_stage1")[0]
+    assert run.info.run_id == unfinished.info.run_id and run.info.status == "FINISHED"
+    assert len(repository.runs("train_stage1")) == num_runs + 1
+    assert repository.epochs_logged(run) == list(range(1, 41))
+
+
+def _checkpoints_of_new_run(repository: Repository, known: set[Path]) -> list[Path]:
+    new = set((repository.folder / "runs").glob("train_stage1-*")) - known
+    return [path for folder in new for path in checkpoint_dirs(folder)]
+
+
+def _is_worker_of(process: psutil.Process, folder: Path) -> bool:
+    """Return whether a process is a Ray Train worker that imports this copy of the repository."""
+    try:
+        title = " ".join(process.cmdline())
+        return "RayTrainWorker" in title and process.environ().get("PYTHONPATH", "").startswith(str(folder))
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("break_it", "stage", "message"),
+    [
+        (lambda r: r.set("train_stage1", learning_rate="fast"), "train_stage1", "train_stage1.learning_rate is 'fast'"),
+        (lambda r: r.set("train_stage1", momentum=0.9), "train_stage1", "unknown key train_stage1.momentum"),
+        (lambda r: r.set("crop_images", min_object_area=1.5), "crop_images", "crop_images.min_object_area is 1.5"),
+    ],
+)
+def test_a_wrong_key_of_params_ends_in_one_line(
+    repository: Repository, break_it: Callable[[Repository], None], stage: str, message: str
+) -> None:
+    kept = (repository.folder / "params.yaml").read_text()
+    break_it(repository)
+    node = yaml.safe_load((repository.folder / "dvc.yaml").read_text())["stages"][stage]
+    command = node["cmd"].replace("${dataset.name}", "demo").replace("data/crops", "elsewhere").split()
+    done = repository.run(sys.executable, *command[1:], fails=True)
+    (repository.folder / "params.yaml").write_text(kept)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: params.yaml: {message}")
+    assert not (repository.folder / "elsewhere").exists()
+
+
+def test_missing_raw_data_ends_in_one_line_that_names_the_folder(repository: Repository) -> None:
+    kept = (repository.folder / "params.yaml").read_text()
+    repository.set("dataset", name="cub")
+    done = repository.run(
+        sys.executable, "-m", "stages.crop_images", "data/raw/cub", "elsewhere", "elsewhere.json", fails=True
+    )
+    (repository.folder / "params.yaml").write_text(kept)
+    assert "error: data/raw/cub is missing" in done.stderr and "put it there" in done.stderr
+    assert not (repository.folder / "elsewhere").exists()

@@ -1,0 +1,248 @@
+"""The page: what stands on it, that it needs nothing else, and that no caption can become markup."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from pipeline.data.files import write_json
+from pipeline.data.tables import read_images
+from pipeline.evaluation.charts import MAX_POINTS, area_chart, loss_chart
+from pipeline.evaluation.report import chosen_captions, flattened, read_curves, write_report
+from pipeline.evaluation.verdict import common_protocol, verdict
+from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_samples
+
+SCRIPT = '<script>alert("caption")</script> & a "green" bird'
+
+
+class Inputs(NamedTuple):
+    crops_dir: Path
+    samples_dir: Path
+    reports_dir: Path
+
+    def page(self, out_path: Path, **changes: Any) -> str:
+        settings: dict[str, Any] = {"dataset_name": "demo", "num_captions": 4, "seed": 0}
+        write_report(**self._asdict(), out_path=out_path, **settings | changes)
+        return out_path.read_text(encoding="utf-8")
+
+
+def method_scores(r_precision: float, class_agreement: float, num_images: int = 100) -> dict[str, Any]:
+    def share(value: float, chance: float) -> dict[str, float]:
+        return {"value": value, "standard_error": (value * (1 - value) / num_images) ** 0.5, "chance": chance}
+
+    return {
+        "image_size": 256,
+        "inception_score": {"mean": 4.321, "std": 0.123},
+        "r_precision": share(r_precision, 0.1),
+        "class_agreement": share(class_agreement, 1 / 3),
+        "within_caption_distance": None,
+        "protocol": {"num_images": num_images, "num_wrong_captions": 9, "classifier_sha256": "c1a55" * 12},
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("report")
+    inputs = Inputs(folder / "crops", folder / "samples", folder / "reports")
+    write_crops(inputs.crops_dir, images_per_class=2)
+    images = read_images(inputs.crops_dir, "test")
+    images[0]["captions"] = [SCRIPT]
+    methods = {"untrained": paint_noise(256), "stage1": paint_truth(64), "stackgan": paint_truth(256)}
+    write_samples(inputs.samples_dir, images, methods)
+
+    area = {"min": 0.1, "share_below_0.5": 0.8, "share_at_least_0.75": 0.05, "histogram_edges": [0, 0.5, 1]}
+    after = area | {"min": 0.75, "share_at_least_0.75": 1.0, "histogram": [0, 10]}
+    ratios = {"before": area | {"histogram": [8, 2]}, "after": after}
+    crop_report = {"rule": "area", "num_images": {"train": 6, "test": 6}, "object_area_ratio": ratios}
+    write_json(inputs.reports_dir / "crop_images.json", crop_report)
+    classifier = {"note": "a small judge.", "held_out_accuracy": 0.95, "chance": 1 / 3, "num_held_out": 20}
+    write_json(inputs.reports_dir / "train_classifier.json", classifier)
+    for name in ("fit_text_encoder", "embed_captions", "train_stage1", "train_stage2"):
+        write_json(inputs.reports_dir / f"{name}.json", {"told_by": {name: 12345}})
+    for name in ("train_stage1", "train_stage2"):
+        rows = [f"{step},{step // 2},{1 / step},{2 + step},0.1,fine" for step in range(1, 9)]
+        text = "\n".join(["step,epoch,d_loss,g_loss,kl,word", *rows]) + "\n"
+        (inputs.reports_dir / f"{name}.csv").write_text(text)
+    scores = {"real_test": (0.8, 0.97), "untrained": (0.1, 0.3), "stage1": (0.3, 0.5), "stackgan": (0.5, 0.7)}
+    methods_report = {method: method_scores(*values) for method, values in scores.items()}
+    write_json(inputs.reports_dir / "evaluate_inception.json", {"methods": methods_report})
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def page(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return inputs.page(tmp_path_factory.mktemp("page") / "index.html")
+
+
+class Elements(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
+    elements = Elements(page)
+    for tag, attributes in elements.tags:
+        assert tag not in ("script", "iframe", "object", "embed"), tag
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_a_caption_with_a_script_in_it_is_shown_as_text(inputs: Inputs, tmp_path: Path) -> None:
+    page = inputs.page(tmp_path / "index.html", num_captions=6)
+    elements = Elements(page)
+    assert "script" not in [tag for tag, _ in elements.tags]
+    assert SCRIPT in elements.text
+    assert any(SCRIPT in (attributes.get("alt") or "") for _, attributes in elements.tags)
+
+
+def test_every_caption_has_its_four_pictures_side_by_side(page: str) -> None:
+    alts = [attributes["alt"] or "" for tag, attributes in Elements(page).tags if tag == "img"]
+    names = [alt.split(":")[0] for alt in alts]
+    assert names == ["Real", "Untrained", "Stage-I", "Stage-II"] * 4
+    captions = [alt.split(": ", 1)[1] for alt in alts]
+    assert all(len(set(captions[start : start + 4])) == 1 for start in range(0, 16, 4))
+    assert len(set(captions)) == 4
+
+
+def test_the_scores_and_their_protocol_stand_on_the_page(page: str) -> None:
+    text = " ".join(Elements(page).text.split())
+    for expected in (
+        "4.32",
+        "± 0.12",
+        "50.0%",
+        "70.0%",
+        "chance 10.0%",
+        "chance 33.3%",
+        "c1a55" * 12,
+        "a small judge.",
+    ):
+        assert expected in text, expected
+    assert re.findall(r'<th scope="row">([^<]*)<small>', page) == ["Real", "Stage-II", "Stage-I", "Untrained"]
+
+
+def test_published_figures_are_called_published_and_on_other_data(inputs: Inputs, page: str, tmp_path: Path) -> None:
+    text = Elements(page).text
+    assert "3.70 ± .04" in text and "2.48 ± .00" in text and "published, not ours" in text
+    assert "other data than this page's demo" in text
+    assert "other data" not in Elements(inputs.page(tmp_path / "index.html", dataset_name="cub")).text
+
+
+def test_reports_of_all_stages_can_be_read_on_the_page(page: str) -> None:
+    text = Elements(page).text
+    for name in ("fit_text_encoder", "embed_captions", "train_stage1", "train_stage2"):
+        assert f"told_by.{name}" in text
+    assert "12,345" in text
+
+
+def test_the_same_inputs_write_the_same_bytes(inputs: Inputs, page: str, tmp_path: Path) -> None:
+    assert inputs.page(tmp_path / "again.html") == page
+    assert inputs.page(tmp_path / "other.html", seed=1) != page
+
+
+def test_missing_reports_are_said_to_be_missing(inputs: Inputs, tmp_path: Path) -> None:
+    text = Elements(inputs._replace(reports_dir=tmp_path).page(tmp_path / "index.html")).text
+    names = "crop_images, fit_text_encoder, embed_captions, train_stage1, train_stage2, train_classifier"
+    assert f"Missing reports: {names}, evaluate_inception." in text
+    for expected in ("reports/evaluate_inception.json is missing", "reports/train_stage1.csv is missing"):
+        assert expected in text
+
+
+def test_a_missing_method_is_said_to_be_missing(inputs: Inputs, tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples", read_images(inputs.crops_dir, "test"), {"stage1": paint_truth(64)})
+    page = inputs._replace(samples_dir=tmp_path / "samples").page(tmp_path / "index.html")
+    assert "No samples of: Stage-II, Untrained." in Elements(page).text
+
+
+def test_a_report_that_is_not_json_is_refused_by_name(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "train_stage1.json").write_text("{half")
+    with pytest.raises(ValueError, match=r"train_stage1\.json is not JSON"):
+        inputs._replace(reports_dir=tmp_path).page(tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("untrained", "trained", "words"),
+    [
+        (0.10, 0.50, "clearly more often than for the untrained generator."),
+        (0.10, 0.15, "more often than for the untrained generator, but by less than two standard errors"),
+        (0.10, 0.10, "not more often than for the untrained generator."),
+        (0.30, 0.10, "not more often than for the untrained generator."),
+    ],
+)
+def test_the_verdict_says_what_the_figures_allow(untrained: float, trained: float, words: str) -> None:
+    methods = {"untrained": method_scores(untrained, untrained), "stackgan": method_scores(trained, trained)}
+    sentences = verdict(methods)
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert words in sentence
+        assert f"{trained:.0%} of cases (untrained {untrained:.0%}" in sentence
+
+
+def test_a_verdict_needs_a_trained_and_the_untrained_generator() -> None:
+    assert "nothing can be said" in verdict({"stackgan": method_scores(0.5, 0.5)})[0]
+
+
+def test_what_methods_share_of_their_protocols_is_said_once() -> None:
+    methods = {"real_test": method_scores(0.5, 0.5, num_images=7), "stackgan": method_scores(0.5, 0.5, num_images=9)}
+    protocol = dict(common_protocol(methods))
+    assert protocol["num_images"] == "real_test: 7, stackgan: 9"
+    assert protocol["num_wrong_captions"] == "9"
+
+
+def test_captions_of_all_classes_come_before_a_second_one_of_any() -> None:
+    class_ids = [3] * 20 + [5] * 4 + [9] * 2
+    places = chosen_captions(class_ids, 9, seed=4)
+    assert len(set(places)) == 9
+    classes = [class_ids[place] for place in places]
+    assert sorted(classes[:3]) == sorted(classes[3:6]) == [3, 5, 9]
+    assert places == chosen_captions(class_ids, 9, seed=4) != chosen_captions(class_ids, 9, seed=5)
+    assert len(chosen_captions(class_ids, 99, seed=0)) == len(class_ids)
+
+
+def test_words_and_empty_files_are_no_curves(inputs: Inputs, tmp_path: Path) -> None:
+    curves = read_curves(inputs.reports_dir / "train_stage1.csv")
+    assert curves is not None and list(curves) == ["step", "epoch", "d_loss", "g_loss", "kl"]
+    (tmp_path / "empty.csv").write_text("step,d_loss\n")
+    assert read_curves(tmp_path / "empty.csv") is read_curves(tmp_path / "missing.csv") is None
+
+
+def test_histograms_are_left_out_of_the_tables_of_values() -> None:
+    assert flattened({"a": {"b": 1234, "c": [1, 2], "d": list(range(50))}}) == [("a.b", "1,234"), ("a.c", "1, 2")]
+
+
+def test_charts_take_their_colours_from_the_page_and_carry_no_date() -> None:
+    steps = np.arange(1.0, 6)
+    columns = {
+        "step": steps.tolist(),
+        "d_loss": steps.tolist(),
+        "real_probability": steps.tolist(),
+        "kl": steps.tolist(),
+    }
+    charts = [loss_chart(columns, "losses"), area_chart([1, 2], [3, 4], [0, 0.5, 1], 0.75, "areas")]
+    for chart in charts:
+        assert chart.startswith("<svg ") and 'viewBox="' in chart and "<style" not in chart
+        assert "var(--ink)" in chart and not re.search(r"(fill|stroke): #", chart)
+        assert not re.search(r"20\d\d-\d\d|matplotlib\.org|<metadata", chart)
+    assert charts[0] == loss_chart(columns, "losses")
+
+
+def test_long_curves_are_averaged_to_a_bounded_number_of_points() -> None:
+    steps = np.arange(50_000.0).tolist()
+    chart = loss_chart({"step": steps, "d_loss": steps}, "losses")
+    longest = max(len(re.findall(r"[ML] ", path)) for path in re.findall(r'd="([^"]*)"', chart))
+    assert MAX_POINTS // 2 < longest <= MAX_POINTS

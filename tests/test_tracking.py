@@ -1,0 +1,134 @@
+"""Tracking against a real MLflow on SQLite: one run a stage, found again after a failure, nothing logged twice."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from pipeline.tracking import NullRun, StageRun, fingerprint, read_stage_node, stage_run, storage_root, tree_sha256
+
+DVC = {
+    "stages": {
+        "first": {"cmd": "x", "params": ["first"], "deps": ["raw/${dataset.name}"], "outs": ["made"]},
+        "second": {
+            "cmd": "x",
+            "params": ["second"],
+            "deps": ["made"],
+            "outs": ["end"],
+            "metrics": [{"scores.json": {"cache": False}}],
+        },
+    }
+}
+PARAMS = {"dataset": {"name": "tiny"}, "first": {"a": 1}, "second": {"b": 0.5}}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with two stages, as the working folder."""
+    for name in ("RUN_STORAGE", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (tmp_path / "raw" / "tiny").mkdir(parents=True)
+    (tmp_path / "raw" / "tiny" / "file").write_text("data")
+    return tmp_path
+
+
+def client() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{storage_root()}/mlflow.db")
+
+
+def run_first(content: str = "made of it") -> str:
+    with stage_run("first") as run:
+        Path("made").write_text(content)
+    return run.run_id
+
+
+def run_second() -> str:
+    with stage_run("second") as run:
+        Path("end").mkdir(exist_ok=True)
+        Path("end/file").write_text("end")
+        Path("scores.json").write_text('{"score": {"mean": 2.5, "names": ["x"]}, "ok": true}')
+    return run.run_id
+
+
+def test_a_stage_run_holds_params_outputs_and_the_numbers_of_its_reports(project: Path) -> None:
+    run_first()
+    run = client().get_run(run_second())
+    assert run.info.status == "FINISHED" and run.info.run_name == "second"
+    assert run.data.params == {"second.b": "0.5"}
+    assert run.data.metrics == {"score.mean": 2.5}
+    assert run.data.tags["output.end"] == tree_sha256(Path("end"))
+
+
+def test_a_lineage_can_be_walked_by_the_bytes_of_the_outputs(project: Path) -> None:
+    old, new = run_first("one"), run_first("two")
+    assert client().get_run(run_second()).data.tags["upstream.first"] == new != old
+
+
+def test_the_fingerprint_follows_params_and_inputs_and_nothing_else(project: Path) -> None:
+    before = fingerprint(read_stage_node("first"))
+    (project / "raw/tiny/__pycache__").mkdir()
+    (project / "raw/tiny/__pycache__/x.pyc").write_text("")
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "second": {"b": 9.0}}))
+    assert fingerprint(read_stage_node("first")) == before
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "first": {"a": 2}}))
+    assert fingerprint(read_stage_node("first")) != before
+    (project / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (project / "raw/tiny/file").write_text("other data")
+    assert fingerprint(read_stage_node("first")) != before
+
+
+def test_a_failed_run_is_continued_and_a_finished_one_is_not(project: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("first") as failed:
+        raise RuntimeError
+    assert client().get_run(failed.run_id).info.status == "FAILED"
+    assert run_first() == failed.run_id
+    assert run_first() != failed.run_id
+
+
+def test_changed_params_open_a_new_run_and_another_folder(project: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("first") as failed:
+        raise RuntimeError
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "first": {"a": 2}}))
+    with stage_run("first") as run:
+        Path("made").write_text("x")
+        assert run.run_id != failed.run_id and run.claim_storage() != failed.claim_storage()
+
+
+def test_a_history_is_logged_once_however_often_it_is_told(project: Path) -> None:
+    rows = [{"step": step, "d_loss": step / 2, "g_loss": 1.0} for step in range(3, 2400, 3)]
+    with stage_run("first") as run:
+        run.log_history(rows[:2])
+        copy: StageRun = pickle.loads(pickle.dumps(run))  # as another process opens it, after a crash
+        copy.log_history(rows)
+        copy.log_history(rows)
+        Path("made").write_text("x")
+    logged = client().get_metric_history(run.run_id, "d_loss")
+    assert [(metric.step, metric.value) for metric in logged] == [(row["step"], row["d_loss"]) for row in rows]
+
+
+def test_only_rank_zero_records(project: Path) -> None:
+    with stage_run("first") as run:
+        assert run.for_rank(0) is run and isinstance(run.for_rank(1), NullRun)
+        Path("made").write_text("x")
+
+
+def test_a_missing_input_names_itself_and_opens_no_run(project: Path) -> None:
+    with pytest.raises(ValueError, match="made is missing"), stage_run("second"):
+        pass
+    assert not (storage_root() / "mlflow.db").exists()
+
+
+def test_a_queued_experiment_tracks_into_the_repository_it_was_copied_from(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = project / ".dvc" / "tmp" / "exps" / "copy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert storage_root() == project / "runs"
+    monkeypatch.setenv("RUN_STORAGE", str(project / "elsewhere"))
+    assert storage_root() == project / "elsewhere"
