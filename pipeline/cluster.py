@@ -58,7 +58,7 @@ def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_worker
         num_workers: how many tasks run at once.
 
     Raises:
-        ValueError: raised by `work`; the other tasks are cancelled.
+        ValueError: raised by `work`, once the tasks under way have ended; no further ones are started.
     """
     import ray
     from ray.exceptions import RayTaskError
@@ -74,12 +74,12 @@ def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_worker
                 index, job = waiting.pop()
                 running[task.remote(job)] = index
             done, _ = ray.wait(list(running), num_returns=1)
-            results[running[done[0]]] = ray.get(done[0])
-            del running[done[0]]
+            index = running.pop(done[0])
+            results[index] = ray.get(done[0])
             logger.info("%s: shard %d of %d", work.__name__, len(results), len(jobs))
     except RayTaskError as error:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        if running:  # tasks under way finish first, so that the caller can remove what they write
+            ray.wait(list(running), num_returns=len(running))
         raise (error.cause if isinstance(error.cause, ValueError) else error) from None
     return [results[index] for index in range(len(jobs))]
 

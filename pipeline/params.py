@@ -5,7 +5,6 @@ stands in params.yaml. A change of this file retrains nothing (see tests/test_ar
 """
 
 import math
-import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -57,8 +56,6 @@ def _typed(key: str, value: object, kind: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{key} is {value!r}; it must be a list")
         return tuple(_typed(f"{key}[{index}]", item, get_args(kind)[0]) for index, item in enumerate(value))
-    if get_origin(kind) is types.UnionType:
-        return None if value is None else _typed(key, value, get_args(kind)[0])
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind is not float and type(value) is kind:

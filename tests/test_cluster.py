@@ -40,6 +40,23 @@ def test_a_mistake_is_told_in_its_own_words() -> None:
         map_shards(refuse, [1, 2], num_workers=2)
 
 
+def write_slowly(path: Path) -> None:
+    """Write 200 files one after the other, or refuse at once where the folder is named so."""
+    if path.name == "torn":
+        raise ValueError("file torn is torn; bring a whole one")
+    for number in range(200):
+        (path / f"{number}").write_bytes(os.urandom(10_000))
+
+
+def test_when_a_mistake_is_told_no_task_is_writing_any_more(tmp_path: Path) -> None:
+    for attempt in range(5):
+        folder = tmp_path / f"{attempt}"
+        folder.mkdir()
+        with pytest.raises(ValueError, match="file torn is torn"):
+            map_shards(write_slowly, [folder, tmp_path / "torn", folder], num_workers=2)
+        assert len(list(folder.iterdir())) == 200
+
+
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Path) -> None:
     gpus = HardwareParams(num_workers=64, use_gpu=True, precision="float32", max_failures=0)
     with pytest.raises(ValueError, match="asks for 64 GPUs and Ray sees"):

@@ -199,11 +199,38 @@ def test_a_published_crop_is_the_formula_to_the_pixel(drawn: tuple[Bbox, int, in
     assert is_inside(crop, width, height)
 
 
+@st.composite
+def overrunning_boxes(draw: st.DrawFn, step: float) -> tuple[Bbox, int, int]:
+    """Draw a box of steps of a pixel that shares some of the picture but may overrun each of its sides."""
+    width, height = draw(st.integers(1, 60)), draw(st.integers(1, 60))
+    in_x, in_y = (draw(st.integers(0, int(side / step) - 1)) for side in (width, height))
+    left, top = (inside - draw(st.integers(0, 100)) for inside in (in_x, in_y))
+    right, bottom = (inside + 1 + draw(st.integers(0, 100)) for inside in (in_x, in_y))
+    return Bbox(left * step, top * step, (right - left) * step, (bottom - top) * step), width, height
+
+
 @many
-@given(quarter_pixel_boxes(max_side=60))
+@given(overrunning_boxes(step=1.0).filter(lambda drawn: max(drawn[0].width, drawn[0].height) >= 2))
+def test_a_published_crop_takes_a_box_that_overruns_as_it_stands(drawn: tuple[Bbox, int, int]) -> None:
+    bbox, width, height = drawn
+    crop = crop_box_for(bbox, width, height, rule="published", min_object_area=0.75)
+    assert crop == published_formula(bbox, width, height)
+
+
+@many
+@given(overrunning_boxes(step=0.25))
 def test_a_published_crop_is_never_empty(drawn: tuple[Bbox, int, int]) -> None:
     bbox, width, height = drawn
     assert is_inside(crop_box_for(bbox, width, height, rule="published", min_object_area=0.75), width, height)
+
+
+@many
+@given(overrunning_boxes(step=0.25), SHARES)
+def test_an_area_crop_of_a_box_that_overruns_is_that_of_its_part_inside(
+    drawn: tuple[Bbox, int, int], share: float
+) -> None:
+    bbox, width, height = drawn
+    assert area_crop(bbox, width, height, share) == area_crop(bbox_inside(bbox, width, height), width, height, share)
 
 
 def test_a_published_crop_away_from_the_border_is_one_and_a_half_times_the_longest_side() -> None:

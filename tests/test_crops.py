@@ -82,11 +82,10 @@ def cubic_weights(length: int, size: int) -> np.ndarray:
 
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize by matrices: averaged over areas where both sides shrink, else by cubic convolution."""
-    height, width = pixels.shape[:2]
-    weights = area_weights if min(height, width) >= size else cubic_weights
-    rows = np.tensordot(weights(height, size), pixels.astype(float), axes=1)  # (size, width, 3)
-    return np.einsum("rwc,sw->rsc", rows, weights(width, size), optimize=True).clip(0, 255)
+    """Resize by matrices: a side that shrinks is averaged over areas, one that grows is convolved with a cubic."""
+    down, across = ((area_weights if length >= size else cubic_weights)(length, size) for length in pixels.shape[:2])
+    rows = np.tensordot(down, pixels.astype(float), axes=1)  # (size, width, 3)
+    return np.einsum("rwc,sw->rsc", rows, across, optimize=True).clip(0, 255)
 
 
 @pytest.mark.parametrize("rule", ["area", "published", "none"])

@@ -5,41 +5,18 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.demo import DemoSummary, make_demo_dataset, write_captions
-from pipeline.data.demo_birds import (
-    ACTIVITY_SCENES,
-    COLOURS,
-    SHAPES,
-    BirdShape,
-    Picture,
-    Plumage,
-    View,
-    choose_view,
-    draw_picture,
-)
+from pipeline.data.demo import DemoSummary, make_demo_dataset
+from pipeline.data.demo_captions import COLOURS
+from tests.demo_data import words
 
 TINY = {"num_train_classes": 2, "num_test_classes": 2, "images_per_class": 1, "captions_per_image": 3, "seed": 4}
 NUM_TRAIN, NUM_TEST, NUM_IMAGES, NUM_CAPTIONS = 12, 5, 4, 10
-
-
-def plumage_of(shape: BirdShape = SHAPES[0], **parts: object) -> Plumage:
-    plain = Plumage(
-        shape=shape, body="red", wing="black", belly=None, cap=None, cap_part="crown", beak="grey", leg="grey",
-        wing_bars=False,
-    )  # fmt: skip
-    return replace(plain, **parts)
-
-
-def view_of(plumage: Plumage, activity: str, key: int) -> View:
-    rng = np.random.default_rng(key)
-    return replace(choose_view(plumage, rng), activity=activity, scene=ACTIVITY_SCENES[activity][0])
 
 
 def fingerprint(folder: Path) -> str:
@@ -56,10 +33,6 @@ def table(folder: Path, name: str) -> list[list[str]]:
 
 def captions_of(folder: Path, relative_path: str) -> list[str]:
     return (folder / "text_c10" / relative_path).with_suffix(".txt").read_text().splitlines()
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", text))
 
 
 @pytest.fixture(scope="module")
@@ -184,44 +157,6 @@ def test_boxes_lie_inside_the_pictures_and_most_cover_less_than_half(demo: tuple
     assert summary.share_below_half == np.mean(np.array(shares) < 0.5)
 
 
-def drawn(plumage: Plumage, view: View, key: int) -> Picture:
-    return draw_picture(plumage, view, np.random.default_rng(key))
-
-
-@pytest.mark.parametrize("activity", ["perching", "standing", "flying", "swimming"])
-def test_box_holds_exactly_the_pixels_that_change_with_the_bird(activity: str) -> None:
-    for key, shape in enumerate(SHAPES):
-        red = plumage_of(shape, body="red", wing="red", beak="red", leg="red")
-        blue = plumage_of(shape, body="blue", wing="blue", beak="blue", leg="blue")
-        view = view_of(red, activity, key)
-        first, second = drawn(red, view, key), drawn(blue, view, key)
-        x, y, width, height = first.bbox
-        assert first.bbox == second.bbox
-
-        changed = np.abs(first.pixels.astype(int) - second.pixels).max(axis=2) > 60
-        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
-        # A mirror image lies under a swimming bird and is no part of it.
-        bottom = rows[-1] + 1 if activity != "swimming" else y + height
-        np.testing.assert_allclose(
-            [columns[0], rows[0], columns[-1] + 1, bottom], [x, y, x + width, y + height], atol=3
-        )
-        assert first.mask[y : y + height, x : x + width].sum() == first.mask.sum() > 0.2 * width * height
-
-
-@pytest.mark.parametrize("body", list(COLOURS))
-def test_the_body_shows_the_colour_that_names_it(body: str) -> None:
-    other = "white" if body != "white" else "black"
-    for key, activity in enumerate(("perching", "flying")):
-        plumage = plumage_of(SHAPES[key], body=body, wing="grey" if body != "grey" else "red", belly="yellow")
-        view = view_of(plumage, activity, key)
-        pixels = drawn(plumage, view, key).pixels.astype(float)
-        changed = np.abs(pixels - drawn(replace(plumage, body=other), view, key).pixels).max(axis=2) > 60
-        seen = np.median(pixels[changed], axis=0)
-        distances = {name: float(np.abs(seen - np.array(colour)).sum()) for name, colour in COLOURS.items()}
-        assert min(distances, key=distances.__getitem__) == body
-        assert changed.sum() > 0.12 * drawn(plumage, view, key).mask.sum()
-
-
 # ---- the captions ----------------------------------------------------------------------------------------------------
 
 
@@ -235,18 +170,3 @@ def test_every_caption_names_the_body_colour_and_captions_of_a_picture_differ(de
         assert all(body in words(caption) for caption in captions)
         assert all(caption.isascii() and caption == caption.lower() and len(caption) < 200 for caption in captions)
         assert not re.search(r"[{}]|\ba [aeiou]|  ", "\n".join(captions))
-
-
-@pytest.mark.parametrize("activity", list(ACTIVITY_SCENES))
-def test_captions_name_no_colour_and_no_part_that_is_not_there(activity: str) -> None:
-    plumage = plumage_of(SHAPES[3], body="green", wing="purple", belly="yellow", beak="red", leg="orange")
-    rng = np.random.default_rng(0)
-    view = view_of(plumage, activity, 0)
-    text = words(" ".join(write_captions(plumage, view, 300, rng)))
-    # Eyes are black on every bird; legs show when the bird sits or stands, the belly not in the water.
-    legs = {"orange"} if activity in ("perching", "standing") else set[str]()
-    assert text & set(COLOURS) == {"green", "purple", "yellow", "red", "black"} | legs
-    assert ("legs" in text) == bool(legs)
-    assert ("belly" in text) == (activity != "swimming")
-    assert not text & {"left", "right", "crest", "bars"}
-    assert {"wings", "tail", "hooked"} <= text

@@ -88,8 +88,7 @@ def _area_crop_box(bbox: Bbox, width: int, height: int, min_object_area: float) 
     """Of the crops that contain the box and meet the ratio, the one nearest to a square.
 
     The longer side of the box stays as it is (making it longer would only cost area); the shorter one grows until the
-    crop is square or the object's share reaches its least value. The box's edges are first taken outwards to whole
-    pixels where the share allows it, else to the nearest ones.
+    crop is square or the object's share reaches its least value. The box's edges are taken outwards to whole pixels.
     """
     left, right = _whole_pixels(bbox.x, bbox.x + bbox.width, width)
     top, bottom = _whole_pixels(bbox.y, bbox.y + bbox.height, height)

@@ -56,7 +56,7 @@ def crop_images(
 
     Args:
         raw_dir: see pipeline.data.cub.
-        crops_dir: replaced whole; it does not exist after an error.
+        crops_dir: replaced whole; an error leaves it as it was.
         report_path: JSON with the distribution of object_area_ratio before and after.
         split: see read_cub, as is captions_per_image.
         captions_per_image: of each picture.
@@ -136,27 +136,30 @@ def decode_image(path: Path) -> npt.NDArray[np.uint8]:
             Image.open(path) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+                size = f"{image.width}x{image.height}"
+                raise ValueError(f"{path} has {size} pixels, more than {MAX_PIXELS}; shrink it or remove its line")
             if image.mode.startswith("I;16"):  # converting would clip at 255
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except ValueError as error:  # ours, and PIL's for some formats
+        raise error if str(path) in str(error) else ValueError(f"{path} cannot be decoded ({error})") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} cannot be decoded ({error}); bring a whole copy or remove its line") from None
 
 
 def _resizer(size: int) -> Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]:
-    """Return a function that resizes a crop to (size, size, 3): area-averaged to shrink it, bicubic to grow it."""
+    """Return a function that resizes a crop to (size, size, 3): sides that shrink are averaged, others grow bicubic."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer release
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(1)  # one task a CPU
-    shrink = A.Resize(size, size, interpolation=cv2.INTER_AREA)
     grow = A.Resize(size, size, interpolation=cv2.INTER_CUBIC)
 
     def resize(crop: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        chosen = shrink if min(crop.shape[:2]) >= size else grow
-        return chosen(image=crop)["image"]
+        height, width = min(crop.shape[0], size), min(crop.shape[1], size)
+        shrunk = A.Resize(height, width, interpolation=cv2.INTER_AREA)(image=crop)["image"]
+        return grow(image=shrunk)["image"]
 
     return resize
 

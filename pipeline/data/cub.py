@@ -151,7 +151,7 @@ def _test_class_ids(root: Path, split: SplitRule, class_names: dict[int, str]) -
     names = {line.strip() for line in _read_lines(path) if line.strip()}
     unknown = names - set(class_names.values())
     if unknown:
-        raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no class of classes.txt")
+        raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no class of classes.txt; correct or remove that line")
     return frozenset(class_id for class_id, name in class_names.items() if name in names)
 
 

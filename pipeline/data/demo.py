@@ -2,13 +2,12 @@
 
 It stands in for CUB where nothing may be downloaded: pictures with boxes, captions, and a class-disjoint split in which
 every test class is a new combination of colours and parts that all occur in train classes, as the paper's zero-shot
-evaluation asks for. Drawing lives in demo_birds; here are the species, the captions and the files.
+evaluation asks for. Here are the species and the files; demo_captions writes, demo_birds and demo_scenes draw.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -19,16 +18,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.data.demo_birds import COLOURS, SHAPES, BBox, BirdShape, Plumage, View, choose_view, draw_picture
+from pipeline.data.demo_captions import COLOURS, SHAPES, BirdShape, Plumage, species_names, tell_apart, write_captions
+from pipeline.data.demo_scenes import BBox, choose_view, draw_picture
 
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 92
-# Colours that a reader of the caption could mix up: never side by side on one bird.
-_ALIKE = (
-    {"red", "orange"}, {"orange", "yellow"}, {"orange", "brown"}, {"blue", "purple"}, {"brown", "black"},
-    {"grey", "white"},
-)  # fmt: skip
 # Entropy of the species' own generator; no picture has this class index.
 _SPECIES_STREAM = 2**31
 
@@ -132,9 +127,6 @@ def _check_range(key: str, value: int, least: int) -> None:
         raise ValueError(f"make_demo_dataset.{key} is {value}: give at least {least}")
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
 def _write_image(
     root: Path, species: _Species, class_index: int, image_index: int, num_captions: int, rng: np.random.Generator
 ) -> _Written:
@@ -175,17 +167,10 @@ def _replace_folder(new_dir: Path, out_dir: Path) -> None:
     shutil.rmtree(old_dir, ignore_errors=True)
 
 
-# ---- species ---------------------------------------------------------------------------------------------------------
-
-
-def _tell_apart(first: str, second: str) -> bool:
-    return first != second and {first, second} not in _ALIKE
-
-
 def _choose_species(num_train: int, num_test: int, seed: int) -> list[_Species]:
     """Train species, then test species, all distinct in (body, wing, shape)."""
     rng = np.random.default_rng([seed, _SPECIES_STREAM])
-    every = [key for key in product(COLOURS, COLOURS, SHAPES) if _tell_apart(key[0], key[1])]
+    every = [key for key in product(COLOURS, COLOURS, SHAPES) if tell_apart(key[0], key[1])]
     if num_train > len(every):
         raise ValueError(f"make_demo_dataset.num_train_classes is {num_train}: there are only {len(every)} species")
     uses: Counter[object] = Counter()
@@ -217,7 +202,9 @@ def _choose_species(num_train: int, num_test: int, seed: int) -> list[_Species]:
         wing_bars=tuple(p.wing_bars for p in train),
     )
     test = [_dress(key, seen, rng) for key in _spread(fresh, num_test, uses, rng)]
-    return _named(train, test)
+    plumages = [*train, *test]
+    names = species_names(plumages)
+    return [_Species(name, k >= num_train, plumages[k]) for k, name in enumerate(names)]
 
 
 def _spread(keys: list[_Key], count: int, uses: Counter[object], rng: np.random.Generator) -> list[_Key]:
@@ -243,12 +230,12 @@ def _traits(key: _Key) -> list[object]:
 def _dress(key: _Key, palette: _Palette, rng: np.random.Generator) -> Plumage:
     """Draws the smaller parts. At most one of belly and cap differs from the body, whose colour must stay in sight."""
     body, wing, shape = key
-    bellies = [c for c in palette.belly if c is None or (_tell_apart(c, body) and c != wing)] or [None]
+    bellies = [c for c in palette.belly if c is None or (tell_apart(c, body) and c != wing)] or [None]
     belly = bellies[rng.integers(len(bellies))]
     no_cap: _Cap = (None, "crown")
-    caps = [c for c in palette.cap if c[0] is None or (_tell_apart(c[0], body) and belly is None)] or [no_cap]
+    caps = [c for c in palette.cap if c[0] is None or (tell_apart(c[0], body) and belly is None)] or [no_cap]
     cap, cap_part = caps[rng.integers(len(caps))]
-    beaks = [colour for colour in palette.beak if _tell_apart(colour, cap or body)] or list(palette.beak)
+    beaks = [colour for colour in palette.beak if tell_apart(colour, cap or body)] or list(palette.beak)
     bars = palette.wing_bars[rng.integers(len(palette.wing_bars))]
     return Plumage(
         shape=shape,
@@ -261,126 +248,3 @@ def _dress(key: _Key, palette: _Palette, rng: np.random.Generator) -> Plumage:
         leg=palette.leg[rng.integers(len(palette.leg))],
         wing_bars=bars and wing not in ("white", "yellow", "grey"),
     )
-
-
-def _named(train: list[Plumage], test: list[Plumage]) -> list[_Species]:
-    """Numbered folder names, built from what sets the species apart, such as 009.Grey_crowned_Yellow_Warbler."""
-    species: list[_Species] = []
-    names: set[str] = set()
-    for class_id, plumage in enumerate([*train, *test], start=1):
-        kind = f"{plumage.body.capitalize()}_{plumage.shape.name}"
-        options = [kind] if class_id % 3 == 1 else []
-        if plumage.cap:
-            options.append(f"{plumage.cap.capitalize()}_{plumage.cap_part}ed_{kind}")
-        if plumage.belly:
-            options.append(f"{plumage.belly.capitalize()}_bellied_{kind}")
-        # Body, wing and shape are unique together, so this last one is always free.
-        options.append(f"{plumage.wing.capitalize()}_winged_{kind}")
-        name = next(name for name in options if name not in names)
-        names.add(name)
-        species.append(_Species(f"{class_id:03d}.{name}", class_id > len(train), plumage))
-    return species
-
-
-# ---- captions --------------------------------------------------------------------------------------------------------
-
-# Each names the body's colour; {1}, {2}, {3} are parts, {doing} is what the bird does where.
-_SENTENCES = (
-    "this bird is {body} with {1} and {2}",
-    "this bird is {tone} and has {1}",
-    "this {size} bird is {tone} with {1}",
-    "a {size} {body} bird with {1} and {2}",
-    "a {body} bird with {1} {doing}",
-    "the bird has a {body} body, {1} and {2}",
-    "the body of this bird is {body} and it has {1}",
-    "this is a {body} bird that has {1}, {2} and {3}",
-    "a {body} and {wing} bird {doing}",
-    "a {size} bird with a {body} body and {1}",
-    "bird with {body} feathers, {1} and {2}",
-    "this {body} bird has {1}",
-    "this is a {size} {tone} bird with {1}",
-    "there is a {body} bird {doing}, it has {1}",
-    "a {size} {tone} bird {doing}",
-    "it is a {size} bird that is {tone} in color, with {1} and {2}",
-    "this bird has {1}, {2} and a {body} body",
-    "{doing}, this {body} bird has {1}",
-    "this bird has {1} and its body is {tone}",
-    "the {body} bird is {size} and has {1} and {2}",
-)
-_DOING: dict[str, tuple[str, ...]] = {
-    "perching": ("sitting on a branch", "perched on a branch", "resting on a thin branch", "on a branch"),
-    "standing": ("standing", "standing on the ground", "on the ground"),
-    "flying": ("flying", "in flight", "flying with its wings spread"),
-    "swimming": ("swimming", "floating", "swimming along"),
-}
-_WHERE: dict[str, tuple[str, ...]] = {
-    "sky": ("against the sky", "under a cloudy sky"), "leaves": ("in front of leaves", "among the leaves"),
-    "dusk": ("at sunset", "in the evening"), "water": ("on the water", "in a lake"),
-    "sand": ("on the sand", "at the beach"), "grass": ("in the grass", "on a meadow"),
-    "snow": ("in the snow", "in winter"),
-}  # fmt: skip
-_BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple")
-
-
-def write_captions(plumage: Plumage, view: View, count: int, rng: np.random.Generator) -> list[str]:
-    """Sentences about one picture, each with the body's colour and only what can be seen; ASCII, under 200 characters.
-
-    Left and right are never named: training flips pictures. Sentences differ unless more are wanted than can be made.
-    """
-    captions: list[str] = []
-    order: list[int] = []
-    attempts = 0
-    while len(captions) < count:
-        order = order or [int(k) for k in rng.permutation(len(_SENTENCES))]
-        caption = _caption(_SENTENCES[order.pop()], plumage, view, rng)
-        attempts += 1
-        if caption not in captions or attempts > 20 * count:
-            captions.append(caption)
-    return captions
-
-
-def _caption(sentence: str, plumage: Plumage, view: View, rng: np.random.Generator) -> str:
-    parts = _parts_in_words(plumage, view, rng)
-    where = _WHERE[view.scene]
-    doing = _one_of(_DOING[view.activity], rng)
-    doing += f" {_one_of(where, rng)}" if rng.random() < 0.6 else ""
-    tone = f"bright {plumage.body}" if plumage.body in _BRIGHT and rng.random() < 0.4 else plumage.body
-    words = {"body": plumage.body, "wing": plumage.wing, "tone": tone, "size": plumage.shape.size, "doing": doing}
-    words |= {str(k): part for k, part in enumerate(parts, start=1)}
-    text = re.sub(r"\{(\w+)\}", lambda match: words[match[1]], sentence)
-    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
-    return text + ("." if rng.random() < 0.15 else "")
-
-
-def _one_of(options: tuple[str, ...], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
-
-
-def _parts_in_words(plumage: Plumage, view: View, rng: np.random.Generator) -> list[str]:
-    """Three parts of this bird as noun phrases, what sets the species apart more often than the rest."""
-    shape, body, wing = plumage.shape, plumage.body, plumage.wing
-    bill = _one_of(("beak", "bill"), rng)
-    form = _one_of(shape.beak_words, rng)
-    beaks = (f"a {form} {bill}", f"a {form} {plumage.beak} {bill}", f"a {plumage.beak} {bill}")
-    wings = (f"{wing} wings", f"{wing} wings", f"wings that are {wing}", f"{wing} feathers on its wings")
-    wings += (f"{wing} wings and tail",)
-    if plumage.wing_bars:
-        wings = (*wings[:3], f"{wing} wings with white bars", f"white wing bars on its {wing} wings")
-    bellies = ("belly", "breast", "belly and breast", "underside")
-    if view.activity == "swimming":
-        bellies = ("breast", "chest")  # the belly is under water
-    options = [
-        (4.0, _one_of(wings, rng)),
-        (3.0 if plumage.belly else 0.5, f"a {plumage.belly or body} {_one_of(bellies, rng)}"),
-        (3.0 if plumage.cap else 0.5, f"a {plumage.cap or body} {plumage.cap_part if plumage.cap else 'head'}"),
-        (2.0, _one_of(beaks, rng)),
-        (1.0, _one_of((f"a {_one_of(shape.tail_words, rng)} tail", f"a {wing} tail"), rng)),
-        (0.3, "small black eyes"),
-    ]
-    if shape.crested:
-        options.append((1.0, f"a {plumage.cap or body} crest"))
-    if view.activity in ("perching", "standing"):
-        options.append((0.7, f"{plumage.leg} {_one_of(('legs', 'feet'), rng)}"))
-    weights = np.array([weight for weight, _ in options])
-    chosen = rng.choice(len(options), size=3, replace=False, p=weights / weights.sum())
-    return [options[int(k)][1] for k in chosen]

@@ -27,17 +27,19 @@ def replaced_file(path: Path) -> Generator[Path]:
 def replaced_folder(folder: Path) -> Generator[Path]:
     """Yield an empty temporary folder beside `folder`; on success it takes that place, else it is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial_dir = folder.with_name(f".{folder.name}.partial")
+    partial_dir, old_dir = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir()
     try:
         yield partial_dir
-        for path in partial_dir.rglob("*"):
+        for path in (*partial_dir.rglob("*"), partial_dir):
             sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # a folder cannot be renamed over another: the old one steps aside first
+            shutil.rmtree(old_dir, ignore_errors=True)
+            folder.replace(old_dir)
         partial_dir.replace(folder)
         sync(folder.parent)
+        shutil.rmtree(old_dir, ignore_errors=True)
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
 

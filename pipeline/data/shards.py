@@ -94,10 +94,12 @@ def read_shard(path: Path, size: int) -> tuple[list[int], Images]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         require_contract(path, reader.schema.metadata, CONTRACT)
         table = reader.read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is not a whole Arrow file: {error}; rerun `dvc repro`") from error
     if f"image_{size}" not in table.column_names:
         raise ValueError(f"{path} has no pictures of {size}x{size}, only {table.column_names[1:]}")
+    if table.column("image_id").num_chunks != 1:
+        raise ValueError(f"{path} does not hold one record batch; rerun `dvc repro`")
     column = table.column(f"image_{size}").chunk(0)
     assert isinstance(column, pa.FixedShapeTensorArray), f"{path}: image_{size} is {column.type}"
     return [int(image_id) for image_id in table.column("image_id").to_numpy()], column.to_numpy_ndarray()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pipeline.data.files import replaced_folder
 from pipeline.data.shards import shard_path, write_shard
 from pipeline.data.tables import SAMPLES, read_embeddings, read_images, write_table
 from pipeline.gan.stages import Stage, load_stage, new_stage
@@ -21,6 +22,7 @@ Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
 BATCH_SIZE = 16
 GRID_TILE = 128  # pixels a picture on a grid
 GRID_TEXT = 260  # pixels for a caption
+GRID_ROWS = 8  # captions on the grid of a method
 
 
 def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size: int = BATCH_SIZE) -> Images:
@@ -131,15 +133,16 @@ def generate_samples(
     seeds = [seed * 1_000_000 + index for index in range(len(rows))]
 
     records: list[dict[str, Any]] = []
-    for method, stage in methods.items():
-        painted = paint(stage, texts, seeds, batch_size)
-        ids = list(range(len(records), len(records) + len(rows)))
-        write_shard(shard_path(out_dir / method, 0), ids, {stage.image_size: painted})
-        records += [
-            {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
-            for row, sample_id, sample_seed in zip(rows, ids, seeds, strict=True)
-        ]
-        shown = np.linspace(0, len(rows) - 1, num=min(8, len(rows)), dtype=int)
-        grid = captioned_grid(painted[shown][:, None], [str(rows[index]["caption"]) for index in shown])
-        grid.save(out_dir / f"grid_{method}.png")
-    write_table(out_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
+    with replaced_folder(out_dir) as partial_dir:
+        for method, stage in methods.items():
+            painted = paint(stage, texts, seeds, batch_size)
+            ids = list(range(len(records), len(records) + len(rows)))
+            write_shard(shard_path(partial_dir / method, 0), ids, {stage.image_size: painted})
+            records += [
+                {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
+                for row, sample_id, sample_seed in zip(rows, ids, seeds, strict=True)
+            ]
+            shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int)
+            grid = captioned_grid(painted[shown][:, None], [str(rows[index]["caption"]) for index in shown])
+            grid.save(partial_dir / f"grid_{method}.png")
+        write_table(partial_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))

@@ -12,13 +12,8 @@ from pipeline.data.files import replaced_folder, write_json
 from pipeline.data.shards import ImageShards
 from pipeline.data.tables import embeddings_schema, read_images, write_table
 from pipeline.params import FitTextEncoderParams
-from pipeline.text.encoders import (
-    FittedEncoders,
-    encode_images,
-    fit_text_encoder,
-    load_text_encoder,
-    save_text_encoder,
-)
+from pipeline.text.encoders import encode_images, load_text_encoder, save_text_encoder
+from pipeline.text.fitting import FittedEncoders, fit_text_encoder
 from pipeline.text.retrieval import class_retrieval
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,100 @@
+"""Sampling: a picture is a function of its caption and seed; samples/ holds the same captions for every method."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data.shards import ImageShards
+from pipeline.data.tables import read_table
+from pipeline.gan.sampling import captioned_grid, generate_samples, noise_for, paint, to_uint8
+from pipeline.gan.stages import NetworkDims, Stage, load_stage, new_stage
+from tests.gan_data import CAPTIONS_PER_IMAGE, EMBEDDING_DIM, write_training_set
+
+DIMS = NetworkDims(
+    embedding_dim=EMBEDDING_DIM,
+    condition_dim=8,
+    z_dim=6,
+    gf_dim=8,
+    df_dim=4,
+    num_residual_blocks=1,
+    conditioning_augmentation=True,
+)
+TEXTS = torch.randn(5, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=[1, 2])
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return new_stage(request.param, DIMS, seed=3)
+
+
+def test_pictures_have_the_size_of_their_stage(stage: Stage) -> None:
+    images = paint(stage, TEXTS, [0, 1, 2, 3, 4])
+    assert images.shape == (5, stage.image_size, stage.image_size, 3) and images.dtype == np.uint8
+
+
+def test_a_picture_does_not_depend_on_the_others_of_its_batch(stage: Stage) -> None:
+    together = paint(stage, TEXTS, [7, 8, 9, 10, 11])
+    alone = paint(stage, TEXTS[3:4], [10])
+    np.testing.assert_allclose(together[3].astype(int), alone[0].astype(int), atol=1)
+
+
+def test_another_seed_or_text_is_another_picture(stage: Stage) -> None:
+    same_text = paint(stage, TEXTS[:1].repeat(2, 1), [0, 1])
+    same_seed = paint(stage, TEXTS[:2], [0, 0])
+    assert (same_text[0] != same_text[1]).any() and (same_seed[0] != same_seed[1]).any()
+
+
+def test_painting_leaves_the_training_as_it_was(stage: Stage) -> None:
+    before = {key: value.clone() for key, value in stage.generator.state_dict().items()}
+    paint(stage, TEXTS, [0, 1, 2, 3, 4])
+    assert stage.generator.training
+    assert all(torch.equal(value, before[key]) for key, value in stage.generator.state_dict().items())
+
+
+def test_a_saved_stage_paints_the_same_pictures(stage: Stage, tmp_path: Path) -> None:
+    stage.save(tmp_path)
+    loaded, _ = load_stage(tmp_path)
+    np.testing.assert_array_equal(paint(stage, TEXTS, [0, 1, 2, 3, 4]), paint(loaded, TEXTS, [0, 1, 2, 3, 4]))
+
+
+def test_longer_noise_of_a_seed_begins_with_the_shorter() -> None:
+    assert torch.equal(noise_for([5], 14), noise_for([5], 22)[:, :14])
+
+
+def test_to_uint8_rounds_and_reaches_both_ends() -> None:
+    images = torch.tensor([-1.0, -0.9999, 0.0, 0.9999, 1.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert to_uint8(images)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_grid_has_a_row_a_caption() -> None:
+    images = np.zeros((3, 4, 64, 64, 3), np.uint8)
+    grid = captioned_grid(images, ["one", "a rather long caption " * 6, "three"])
+    assert isinstance(grid, Image.Image) and grid.size == (260 + 4 * 132 + 4, 3 * 132 + 4)
+
+
+def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Path) -> None:
+    write_training_set(tmp_path)
+    new_stage(1, DIMS, seed=0).save(tmp_path / "stage1")
+    new_stage(2, DIMS, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
+    arguments = {
+        "stage1_dir": tmp_path / "stage1",
+        "stage2_dir": tmp_path / "stage2",
+        "crops_dir": tmp_path / "crops",
+        "embeddings_dir": tmp_path / "embeddings",
+    }
+    generate_samples(**arguments, out_dir=tmp_path / "samples", captions_per_image=2, batch_size=5, seed=1)
+    rows = read_table(tmp_path / "samples" / "samples.parquet", "samples/v1").to_pylist()
+    methods = {row["method"] for row in rows}
+    assert methods == {"untrained", "stage1", "stackgan"} and len(rows) == 3 * 6 * 2
+    keys = {name: [(r["caption"], r["seed"], r["class_id"]) for r in rows if r["method"] == name] for name in methods}
+    assert keys["untrained"] == keys["stage1"] == keys["stackgan"]
+    assert len({seed for _, seed, _ in keys["stackgan"]}) == 12
+    assert len(ImageShards(tmp_path / "samples" / "stage1", 64)) == 12
+    assert len(ImageShards(tmp_path / "samples" / "stackgan", 256)) == 12
+    assert (tmp_path / "samples" / "grid_stackgan.png").is_file()
+
+    with pytest.raises(ValueError, match=f"captions_per_image is 9; a picture has {CAPTIONS_PER_IMAGE}"):
+        generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, batch_size=5, seed=1)
