@@ -248,7 +248,8 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
     storage_root().mkdir(parents=True, exist_ok=True)
     uri = tracking_uri()
     client = MlflowClient(uri)
-    experiment_id = _experiment_id(client)
+    dataset = str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["name"])
+    experiment_id = _experiment_id(client, dataset)
     unfinished = client.search_runs(
         [experiment_id],
         f"tags.fingerprint = '{mark}' and tags.stage = '{node.name}' and attributes.status != 'FINISHED'",
@@ -260,7 +261,7 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
         client.update_run(run_id, status="RUNNING")
         logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
     else:
-        tags = {"stage": node.name, "fingerprint": mark, **_source_tags()}
+        tags = {"stage": node.name, "dataset": dataset, "fingerprint": mark, **_source_tags()}
         run_id = client.create_run(experiment_id, tags=tags, run_name=node.name).info.run_id
         flat = [(f"{section}.{key}", value) for section, keys in node.params.items() for key, value in keys.items()]
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])
@@ -270,11 +271,10 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
     return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}")
 
 
-def _experiment_id(client: "MlflowClient") -> str:
+def _experiment_id(client: "MlflowClient", dataset: str) -> str:
     """Find or make the data set's experiment; beside the SQLite file its artifacts stay in the storage root."""
     from mlflow.exceptions import MlflowException
 
-    dataset = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["name"]
     name = f"stackgan-{dataset}"
     if found := client.get_experiment_by_name(name):
         return found.experiment_id

@@ -114,6 +114,7 @@ def test_each_stage_has_one_finished_run_whose_inputs_lead_to_their_writers(repo
     for stage, (run,) in runs.items():
         assert run.info.status == "FINISHED" and run.info.run_name == stage
         assert run.data.tags["mlflow.source.git.commit"] and run.data.tags["fingerprint"]
+        assert run.data.tags["dataset"] == "demo"
         assert "outputs.json" in [file.path for file in repository.client.list_artifacts(run.info.run_id)]
     upstream = runs["train_stage2"][0].data.tags
     assert upstream["upstream.train_stage1"] == runs["train_stage1"][0].info.run_id

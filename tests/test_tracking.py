@@ -1,6 +1,11 @@
 """Tracking against a real MLflow on SQLite: one run a stage, found again after a failure, nothing logged twice."""
 
+import logging
+import os
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.tracking import NullRun, StageRun, fingerprint, read_stage_node, stage_run, storage_root, tree_sha256
 
+ROOT = Path(__file__).parent.parent
 DVC = {
     "stages": {
         "first": {"cmd": "x", "params": ["first"], "deps": ["raw/${dataset.name}"], "outs": ["made"]},
@@ -115,6 +121,32 @@ def test_only_rank_zero_records(project: Path) -> None:
     with stage_run("first") as run:
         assert run.for_rank(0) is run and isinstance(run.for_rank(1), NullRun)
         Path("made").write_text("x")
+
+
+def test_a_second_process_waits_for_the_one_that_holds_the_storage(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_dir = storage_root() / "first-held"
+    hold = (
+        "import sys; from pathlib import Path; from pipeline.tracking import *\n"
+        "run = StageRun(read_stage_node('first'), '', '', Path(sys.argv[1]))\n"
+        "run.claim_storage(); print('held', flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(held_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+    assert holder.stdin is not None and holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    second = StageRun(read_stage_node("first"), "", "", held_dir)
+    with ThreadPoolExecutor() as pool, caplog.at_level(logging.WARNING):
+        waiting = pool.submit(second.claim_storage)
+        while "waiting for it" not in caplog.text:
+            os.sched_yield()
+        assert not waiting.done() and f"kill {holder.pid}" in caplog.text
+        holder.communicate()
+        assert waiting.result() == held_dir
+    holder.stdout.close()
 
 
 def test_a_missing_input_names_itself_and_opens_no_run(project: Path) -> None:
