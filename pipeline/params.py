@@ -182,7 +182,6 @@ class GanParams:
     conditioning_augmentation: bool
     kl_weight: float  # on the KL divergence averaged over batch and dimensions
     num_residual_blocks: int  # of the Stage-II generator
-    differentiable_augmentation: bool  # of what D sees; not in the paper, for data sets of a few hundred pictures
     captions_averaged: int  # embeddings of so many random captions are averaged for a training pair
 
     def __post_init__(self) -> None:
@@ -212,6 +211,7 @@ class TrainParams:
     lr_halving_epochs: int
     checkpoint_every_epochs: int
     sample_every_epochs: int  # grids of fixed captions and noise
+    differentiable_augmentation: bool  # of what D sees; not in the paper, for data sets of a few hundred pictures
     seed: int
 
     def __post_init__(self) -> None:

@@ -22,7 +22,6 @@ GAN = GanParams(
     kl_weight=2.0,
     num_residual_blocks=1,
     captions_averaged=2,
-    differentiable_augmentation=False,
 )
 TRAIN = TrainParams(
     num_epochs=3,
@@ -31,6 +30,7 @@ TRAIN = TrainParams(
     lr_halving_epochs=2,
     checkpoint_every_epochs=1,
     sample_every_epochs=2,
+    differentiable_augmentation=False,
     seed=5,
 )
 CPU = HardwareParams(num_workers=1, use_gpu=False, precision="float32", max_failures=0)

@@ -152,7 +152,7 @@ def export(job: TrainingJob, models_dir: Path, report_path: Path, history_path: 
 
 def new_trainer(job: TrainingJob, stage: Stage, autocast: torch.dtype | None) -> Trainer:
     """Set up a job's optimisers around its networks."""
-    return Trainer(stage, kl_weight=job.gan.kl_weight, augment=job.gan.differentiable_augmentation, autocast=autocast)
+    return Trainer(stage, kl_weight=job.gan.kl_weight, augment=job.train.differentiable_augmentation, autocast=autocast)
 
 
 def new_stage_for(job: TrainingJob) -> Stage:
