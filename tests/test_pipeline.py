@@ -54,7 +54,7 @@ class Repository:
         )
         return done
 
-    def set(self, section: str, **values: object) -> None:
+    def change(self, section: str, **values: object) -> None:
         path = self.folder / "params.yaml"
         document = yaml.safe_load(path.read_text())
         document[section] |= values
@@ -126,7 +126,7 @@ def test_each_stage_has_one_finished_run_whose_inputs_lead_to_their_writers(repo
 
 def test_a_learning_rate_reruns_its_training_and_what_follows_only(repository: Repository) -> None:
     before = {stage: len(repository.runs(stage)) for stage in STAGES}
-    repository.set("train_stage2", learning_rate=0.0001)
+    repository.change("train_stage2", learning_rate=0.0001)
     repository.run("dvc", "repro")
     again = {stage for stage in STAGES if len(repository.runs(stage)) > before[stage]}
     assert again == {"train_stage2", "generate_samples", "evaluate_inception", "report"}
@@ -153,7 +153,7 @@ def test_generate_paints_a_sentence_and_repeats_itself(repository: Repository) -
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(repository: Repository, tmp_path: Path) -> None:
-    repository.set("train_stage1", num_epochs=40, sample_every_epochs=40, seed=1)
+    repository.change("train_stage1", num_epochs=40, sample_every_epochs=40, seed=1)
     log_path = tmp_path / "log"
     known = set((repository.folder / "runs").glob("train_stage1-*"))
     process = repository.start("dvc", "repro", "--single-item", "train_stage1", log_path=log_path)
@@ -169,7 +169,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(repository: 
 
 
 def test_a_killed_repro_goes_on_in_the_same_run(repository: Repository, tmp_path: Path) -> None:
-    repository.set("train_stage1", num_epochs=40, sample_every_epochs=40, seed=2)
+    repository.change("train_stage1", num_epochs=40, sample_every_epochs=40, seed=2)
     log_path = tmp_path / "log"
     known = set((repository.folder / "runs").glob("train_stage1-*"))
     num_runs = len(repository.runs("train_stage1"))
@@ -206,9 +206,9 @@ def _is_worker_of(process: psutil.Process, folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("break_it", "stage", "message"),
     [
-        (lambda r: r.set("train_stage1", learning_rate="fast"), "train_stage1", "train_stage1.learning_rate is 'fast'"),
-        (lambda r: r.set("train_stage1", momentum=0.9), "train_stage1", "unknown key train_stage1.momentum"),
-        (lambda r: r.set("crop_images", min_object_area=1.5), "crop_images", "crop_images.min_object_area is 1.5"),
+        (lambda r: r.change("train_stage1", learning_rate="fast"), "train_stage1", "train_stage1.learning_rate is 'fast'"),
+        (lambda r: r.change("train_stage1", momentum=0.9), "train_stage1", "unknown key train_stage1.momentum"),
+        (lambda r: r.change("crop_images", min_object_area=1.5), "crop_images", "crop_images.min_object_area is 1.5"),
     ],
 )
 def test_a_wrong_key_of_params_ends_in_one_line(
@@ -227,7 +227,7 @@ def test_a_wrong_key_of_params_ends_in_one_line(
 
 def test_missing_raw_data_ends_in_one_line_that_names_the_folder(repository: Repository) -> None:
     kept = (repository.folder / "params.yaml").read_text()
-    repository.set("dataset", name="cub")
+    repository.change("dataset", name="cub")
     done = repository.run(
         sys.executable, "-m", "stages.crop_images", "data/raw/cub", "elsewhere", "elsewhere.json", fails=True
     )
