@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,26 +150,34 @@ def test_a_finished_training_is_not_trained_again(data_dir: Path, tmp_path: Path
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")) == before
 
 
-def _train_as_worker(rank: int, num_workers: int, data_dir: Path, storage_dir: Path, meeting: Path) -> None:
+def _train_as_worker(rank: int, data_dir: Path, storage_dir: Path, meeting: Path, num_epochs: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=num_workers)
-    train(training_job(data_dir, storage_dir, train=replace(TRAIN, num_epochs=1)), lambda rank: NullRun())
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
+    train(training_job(data_dir, storage_dir, train=replace(TRAIN, num_epochs=num_epochs)), lambda rank: NullRun())
     dist.destroy_process_group()
 
 
-def test_two_workers_hold_the_same_weights_and_write_one_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+def train_with_two_workers(data_dir: Path, storage_dir: Path, num_epochs: int) -> None:
     context = multiprocessing.get_context("spawn")
-    work = partial(_train_as_worker, data_dir=data_dir, storage_dir=tmp_path / "two", meeting=tmp_path / "meeting")
-    workers = [context.Process(target=work, args=(rank, 2)) for rank in range(2)]
+    meeting = storage_dir.with_name(f"{storage_dir.name}_meeting_{num_epochs}")
+    arguments = (data_dir, storage_dir, meeting, num_epochs)
+    workers = [context.Process(target=_train_as_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(timeout=120)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    train(training_job(data_dir, tmp_path / "one", train=replace(TRAIN, num_epochs=1)), lambda rank: NullRun())
-    # Each worker's BatchNorm sees half of the batch, so the losses are near, not equal.
-    np.testing.assert_allclose(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), atol=0.1)
-    assert len(checkpoint_dirs(tmp_path / "two")) == 1
+
+
+def test_two_workers_share_a_batch_and_resume_bit_for_bit(data_dir: Path, tmp_path: Path) -> None:
+    train_with_two_workers(data_dir, tmp_path / "whole", 2)
+    train_with_two_workers(data_dir, tmp_path / "resumed", 1)
+    train_with_two_workers(data_dir, tmp_path / "resumed", 2)
+    whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    train(training_job(data_dir, tmp_path / "one", train=replace(TRAIN, num_epochs=2)), lambda rank: NullRun())
+    # Each worker's BatchNorm sees half of the batch, so one worker's losses are near, not equal.
+    np.testing.assert_allclose(losses_of(tmp_path / "whole"), losses_of(tmp_path / "one"), atol=0.1)
 
 
 def test_export_writes_snapshots_report_and_curves(data_dir: Path, stage1_dir: Path, tmp_path: Path) -> None:
