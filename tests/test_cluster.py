@@ -2,14 +2,23 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from pipeline.cluster import fit, map_shards
 from pipeline.params import HardwareParams
 
 CPU = HardwareParams(num_workers=2, use_gpu=False, precision="float32", max_failures=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ray_ends_with_these_tests() -> Iterator[None]:
+    """Stop Ray after the last test, so that its lines do not trail behind the summary."""
+    yield
+    ray.shutdown()
 
 
 def square(number: int) -> int:
