@@ -206,7 +206,11 @@ def _is_worker_of(process: psutil.Process, folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("break_it", "stage", "message"),
     [
-        (lambda r: r.change("train_stage1", learning_rate="fast"), "train_stage1", "train_stage1.learning_rate is 'fast'"),
+        (
+            lambda r: r.change("train_stage1", learning_rate="fast"),
+            "train_stage1",
+            "train_stage1.learning_rate is 'fast'",
+        ),
         (lambda r: r.change("train_stage1", momentum=0.9), "train_stage1", "unknown key train_stage1.momentum"),
         (lambda r: r.change("crop_images", min_object_area=1.5), "crop_images", "crop_images.min_object_area is 1.5"),
     ],
