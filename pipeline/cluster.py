@@ -1,6 +1,7 @@
 """Ray, only here: data-parallel work over shards, and training on several workers.
 
-Without RAY_ADDRESS, Ray starts inside this process, on loopback; with it, the work goes to that cluster.
+Without RAY_ADDRESS, Ray starts inside this process; with it, the work goes to that cluster. Ray listens on the
+machine's own address (it refuses loopback) and asks for a token, which it keeps in the home folder, by default.
 """
 
 import logging
@@ -31,7 +32,7 @@ def start(num_workers: int) -> None:
     }
     if in_process:
         num_cpus = max(num_workers, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
     else:
         ray.init(**quiet)
 
