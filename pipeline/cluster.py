@@ -117,9 +117,10 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
 
     Raises:
         ValueError: raised by `loop`, or more GPUs were asked for than there are.
+        FloatingPointError: raised by `loop`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     start(hardware.num_workers)
@@ -141,15 +142,15 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
     )
     try:
         trainer.fit()
-    except Exception as error:
-        raise _own_mistake(error) or error from None
+    except TrainingFailedError as error:
+        raise _own_error(error) or error from None
 
 
-def _own_mistake(error: BaseException) -> ValueError | None:
-    """Return the ValueError that a worker raised, out of Ray Train's wrapping."""
+def _own_error(error: BaseException) -> ValueError | FloatingPointError | None:
+    """Return the error that `loop` raised for a person to read, out of Ray Train's wrapping."""
     failures: Iterable[Any] = getattr(error, "worker_failures", {}).values()
     for failure in (error.__cause__, *failures):
         cause = getattr(failure, "cause", failure)
-        if isinstance(cause, ValueError):
+        if isinstance(cause, ValueError | FloatingPointError):
             return cause
     return None

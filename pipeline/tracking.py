@@ -37,7 +37,7 @@ def run_stage(main: Callable[..., None]) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         main(*(Path(argument).absolute() for argument in sys.argv[1:]))
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -61,6 +61,7 @@ class StageNode:
     """What dvc.yaml says of one stage, with ${...} filled in."""
 
     name: str
+    dataset: str
     params: dict[str, Any]  # section -> its keys
     deps: tuple[str, ...]
     outs: tuple[str, ...]
@@ -86,6 +87,7 @@ def read_stage_node(stage: str) -> StageNode:
     deps = _paths(node, ("deps",), params)
     return StageNode(
         name=stage,
+        dataset=str(params["dataset"]["name"]),
         params={section: params[section] for section in node.get("params", [])},
         deps=deps,
         outs=_paths(node, ("outs",), params),
@@ -248,8 +250,7 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
     storage_root().mkdir(parents=True, exist_ok=True)
     uri = tracking_uri()
     client = MlflowClient(uri)
-    dataset = str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["name"])
-    experiment_id = _experiment_id(client, dataset)
+    experiment_id = _experiment_id(client, node.dataset)
     unfinished = client.search_runs(
         [experiment_id],
         f"tags.fingerprint = '{mark}' and tags.stage = '{node.name}' and attributes.status != 'FINISHED'",
@@ -261,7 +262,7 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
         client.update_run(run_id, status="RUNNING")
         logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
     else:
-        tags = {"stage": node.name, "dataset": dataset, "fingerprint": mark, **_source_tags()}
+        tags = {"stage": node.name, "dataset": node.dataset, "fingerprint": mark, **_source_tags()}
         run_id = client.create_run(experiment_id, tags=tags, run_name=node.name).info.run_id
         flat = [(f"{section}.{key}", value) for section, keys in node.params.items() for key, value in keys.items()]
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])

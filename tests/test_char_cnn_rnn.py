@@ -240,8 +240,8 @@ def test_closed_update_gate_keeps_the_first_state_and_an_open_one_takes_the_cand
 
 
 def test_an_unknown_form_is_refused_by_its_key() -> None:
-    with pytest.raises(ValueError, match=r"text_encoder\.rnn: 'lstm'"):
-        CharCnnRnn(rnn="lstm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"fit_text_encoder\.rnn: 'lstm'"):
+        CharCnnRnn(rnn="lstm")
 
 
 # ---- loss

@@ -1,7 +1,6 @@
 """pipeline.text.encoders: features come from the centre, and frozen encoders answer alike anywhere."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from pipeline.text.encoders import (
     save_text_encoder,
 )
 from tests.text_data import TrainingSet, fitted
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more by a second thread than they gain, on a busy machine many times more."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def frozen_encoder(embedding_dim: int = 32) -> TextEncoder:

@@ -1,6 +1,5 @@
 """pipeline.text.fitting: what a step draws, and that training learns, by the published schedule."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,6 @@ from pipeline.text.encoders import encode_images
 from pipeline.text.fitting import PairSampler, random_crops
 from pipeline.text.retrieval import class_retrieval
 from tests.text_data import COLOURS, TrainingSet, fitted, weights_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more by a second thread than they gain, on a busy machine many times more."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
 
 # ---- what a step draws
 

@@ -276,7 +276,7 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 def test_params_cannot_be_changed() -> None:
     loaded = load_params("gan", GanParams, PARAMS_PATH)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        loaded.z_dim = 1  # type: ignore[misc]
+        loaded.z_dim = 1
 
 
 def composition(overrides: list[str]) -> dict[str, Any]:

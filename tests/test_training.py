@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Recorded(NullRun):
         self.history: list[dict[str, float]] = []
         self.artifacts: list[Path] = []
 
-    def log_history(self, rows) -> None:  # type: ignore[no-untyped-def]
+    def log_history(self, rows: Sequence[Mapping[str, float]]) -> None:
         self.history = [dict(row) for row in rows]
 
     def log_artifact(self, path: Path, folder: str = "") -> None:

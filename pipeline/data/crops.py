@@ -137,13 +137,11 @@ def decode_image(path: Path) -> npt.NDArray[np.uint8]:
         ):
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"
-                raise ValueError(f"{path} has {size} pixels, more than {MAX_PIXELS}; shrink it or remove its line")
+                raise Image.DecompressionBombError(f"{size} pixels, more than {MAX_PIXELS}: shrink it")
             if image.mode.startswith("I;16"):  # converting would clip at 255
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
-    except ValueError as error:  # ours, and PIL's for some formats
-        raise error if str(path) in str(error) else ValueError(f"{path} cannot be decoded ({error})") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} cannot be decoded ({error}); bring a whole copy or remove its line") from None
 
 

@@ -8,7 +8,6 @@ evaluation asks for. Here are the species and the files; demo_captions writes, d
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from itertools import product
@@ -20,6 +19,7 @@ from PIL import Image
 
 from pipeline.data.demo_captions import COLOURS, SHAPES, BirdShape, Plumage, species_names, tell_apart, write_captions
 from pipeline.data.demo_scenes import BBox, choose_view, draw_picture
+from pipeline.data.files import replaced_folder
 
 logger = logging.getLogger(__name__)
 
@@ -99,18 +99,13 @@ def make_demo_dataset(
     _check_range("seed", seed, 0)
     all_species = _choose_species(num_train_classes, num_test_classes, seed)
 
-    partial_dir = out_dir.parent / f".{out_dir.name}.partial"
-    shutil.rmtree(partial_dir, ignore_errors=True)
-    try:
-        written: list[_Written] = []
+    written: list[_Written] = []
+    with replaced_folder(out_dir) as partial_dir:
         for class_index, species in enumerate(all_species):
             for image_index in range(images_per_class):
                 rng = np.random.default_rng([seed, class_index, image_index])
                 written.append(_write_image(partial_dir, species, class_index, image_index, captions_per_image, rng))
         _write_tables(partial_dir, all_species, written)
-        _replace_folder(partial_dir, out_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
 
     summary = DemoSummary(
         num_train_images=num_train_classes * images_per_class,
@@ -155,16 +150,6 @@ def _write_tables(root: Path, all_species: list[_Species], written: list[_Writte
 def _write_lines(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="ascii", newline="\n")
-
-
-def _replace_folder(new_dir: Path, out_dir: Path) -> None:
-    """Puts new_dir in out_dir's place; no folder can be renamed over one with files, so the old one steps aside."""
-    old_dir = out_dir.parent / f".{out_dir.name}.old"
-    shutil.rmtree(old_dir, ignore_errors=True)
-    if out_dir.exists():
-        out_dir.rename(old_dir)
-    new_dir.rename(out_dir)
-    shutil.rmtree(old_dir, ignore_errors=True)
 
 
 def _choose_species(num_train: int, num_test: int, seed: int) -> list[_Species]:

@@ -108,6 +108,15 @@ class Embeddings(NamedTuple):
     vectors: npt.NDArray[np.float32]  # (N, K, embedding_dim)
 
 
+def read_embedding_dim(path: Path) -> int:
+    """Return the length of an embedding, from the file's schema alone."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run `dvc repro` to make it")
+    schema = pq.read_schema(path)
+    require_contract(path, schema.metadata, "embeddings/v1")
+    return int(schema.field("embedding").type.list_size)
+
+
 def read_embeddings(path: Path) -> Embeddings:
     """Read a split's embeddings.
 

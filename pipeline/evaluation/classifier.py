@@ -156,7 +156,7 @@ def without_auxiliary_head(network: nn.Module) -> nn.Module:
 def _imagenet_state() -> Mapping[str, Tensor]:
     try:
         return Inception_V3_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no network, no room, another hash, or a torn file of an earlier download
+    except Exception as error:  # no network or room, another hash, a torn file: each library has its own error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"train_classifier.weights is imagenet, but torchvision cannot load it ({reason}); save its state_dict "

@@ -13,11 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.data.files import replaced_folder
-from pipeline.data.shards import shard_path, write_shard
+from pipeline.data.shards import Images, shard_path, write_shard
 from pipeline.data.tables import SAMPLES, read_embeddings, read_images, write_table
 from pipeline.gan.stages import Stage, load_stage, new_stage
-
-Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
 BATCH_SIZE = 16
 GRID_TILE = 128  # pixels a picture on a grid

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.files import write_json
-from pipeline.data.tables import read_embeddings
+from pipeline.data.tables import read_embedding_dim, read_embeddings
 from pipeline.gan.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from pipeline.gan.sampling import captioned_grid, paint
 from pipeline.gan.stages import NetworkDims, Stage, new_stage
@@ -157,7 +157,7 @@ def new_trainer(job: TrainingJob, stage: Stage, autocast: torch.dtype | None) ->
 
 def new_stage_for(job: TrainingJob) -> Stage:
     """Make the networks of a job; the embeddings' metadata says how long an embedding is."""
-    embedding_dim = read_embeddings(job.embeddings_dir / "train.parquet").vectors.shape[-1]
+    embedding_dim = read_embedding_dim(job.embeddings_dir / "train.parquet")
     dims = NetworkDims(
         embedding_dim=embedding_dim,
         condition_dim=job.gan.condition_dim,

@@ -72,7 +72,7 @@ class CharCnnRnn(nn.Module):
     ) -> None:
         super().__init__()
         if rnn not in NUM_RNN_STEPS:
-            raise ValueError(f"text_encoder.rnn: {rnn!r} is not one of {', '.join(NUM_RNN_STEPS)}")
+            raise ValueError(f"fit_text_encoder.rnn: {rnn!r} is not one of {', '.join(NUM_RNN_STEPS)}")
         self.conv_dims, self.rnn_kind, self.embedding_dim = conv_dims, rnn, embedding_dim
         conv1_dim, conv2_dim, hidden_dim = conv_dims
         self.conv1 = nn.Conv1d(len(ALPHABET), conv1_dim, KERNEL_WIDTH)

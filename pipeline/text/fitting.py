@@ -98,7 +98,7 @@ def fit_text_encoder(
         # Record the step, and stop at once where training has blown up: its weights are of no use to anyone.
         done = FitStep(step + 1, loss.item(), _matched_share(image_features.detach(), text_features.detach()))
         if not math.isfinite(done.loss):
-            raise FloatingPointError(f"loss is {done.loss} at step {done.step}: lower text_encoder.learning_rate")
+            raise FloatingPointError(f"loss is {done.loss} at step {done.step}: lower fit_text_encoder.learning_rate")
         history.append(done)
         if on_step is not None:
             on_step(*done)
