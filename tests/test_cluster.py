@@ -88,9 +88,10 @@ def test_a_killed_training_worker_is_started_again(tmp_path: Path) -> None:
     assert mark.exists() and (tmp_path / "done_0").exists() and (tmp_path / "done_1").exists()
 
 
-def test_a_mistake_in_a_training_is_told_in_its_own_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ValueError("batch_size 7 is odd"), FloatingPointError("d_loss is nan")], ids=repr)
+def test_an_error_in_a_training_is_told_in_its_own_words(error: Exception, tmp_path: Path) -> None:
     def loop() -> None:
-        raise ValueError("batch_size 7 cannot be shared equally among 2 workers")
+        raise error
 
-    with pytest.raises(ValueError, match="batch_size 7 cannot be shared equally"):
+    with pytest.raises(type(error), match=f"^{error}$"):
         fit(loop, storage_dir=tmp_path / "training", hardware=CPU)

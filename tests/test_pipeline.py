@@ -229,6 +229,17 @@ def test_a_wrong_key_of_params_ends_in_one_line(
     assert not (repository.folder / "elsewhere").exists()
 
 
+def test_a_torn_picture_ends_in_one_line_through_ray(repository: Repository) -> None:
+    torn_dir = repository.folder / "torn"
+    shutil.copytree(repository.folder / "data" / "raw" / "demo", torn_dir)
+    picture = sorted(torn_dir.rglob("*.jpg"))[3]
+    picture.write_bytes(picture.read_bytes()[:2000])
+    done = repository.run(sys.executable, "-m", "stages.crop_images", "torn", "elsewhere", "elsewhere.json", fails=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"error: {picture} cannot be decoded") and "Traceback" not in done.stderr
+    assert not list(repository.folder.glob("*elsewhere*")), "nothing half-written"
+
+
 def test_missing_raw_data_ends_in_one_line_that_names_the_folder(repository: Repository) -> None:
     kept = (repository.folder / "params.yaml").read_text()
     repository.change("dataset", name="cub")
