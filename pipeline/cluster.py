@@ -8,7 +8,10 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -120,30 +123,48 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
         FloatingPointError: raised by `loop`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import ControllerError, TrainingFailedError
+
+    for failures_left in range(hardware.max_failures, -1, -1):
+        start(hardware.num_workers)
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        if hardware.use_gpu and num_gpus < hardware.num_workers:
+            raise ValueError(
+                f"hardware.num_workers asks for {hardware.num_workers} GPUs and Ray sees {num_gpus}; "
+                "lower it, or use hardware=cpu"
+            )
+        try:
+            _trainer(loop, storage_dir, hardware).fit()
+            return
+        except TrainingFailedError as error:
+            # A worker that dies while its group starts is a failure of Ray Train's controller, which is not tried
+            # again and leaves the group's CPUs or GPUs taken: the next group would wait for ever.
+            failed_to_start = isinstance(error, ControllerError)
+            if failed_to_start:
+                ray.shutdown()
+            if failures_left == 0 or not failed_to_start:
+                raise _own_error(error) or error from None
+            logger.warning("a worker died while its group was starting; starting Ray's part again")
+
+
+def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) -> "TorchTrainer":
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    start(hardware.num_workers)
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if hardware.use_gpu and num_gpus < hardware.num_workers:
-        raise ValueError(
-            f"hardware.num_workers asks for {hardware.num_workers} GPUs and Ray sees {num_gpus}; "
-            "lower it, or use hardware=cpu"
-        )
-    trainer = TorchTrainer(
+    return TorchTrainer(
         loop,
         torch_config=TorchConfig(backend="nccl" if hardware.use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
         run_config=RunConfig(
             name=storage_dir.name,
             storage_path=str(storage_dir / "ray"),
-            failure_config=FailureConfig(max_failures=hardware.max_failures),
+            failure_config=FailureConfig(
+                max_failures=hardware.max_failures,
+                # A cluster may still grow to what was asked for; this machine will not, so waiting has an end here.
+                controller_failure_limit=-1 if "RAY_ADDRESS" in os.environ else hardware.max_failures,
+            ),
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _own_error(error) or error from None
 
 
 def _own_error(error: BaseException) -> ValueError | FloatingPointError | None:

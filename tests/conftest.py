@@ -54,7 +54,7 @@ def real_data() -> Path:
     """Return the folder of real pictures and captions: $REAL_DATA, or ../shared/data beside the repository."""
     folder = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "cub" / "CUB_200_2011" / "images").is_dir():
-        pytest.skip(f"no real CUB under {folder}: set REAL_DATA to a folder that holds cub/")
+        pytest.skip(f"no real CUB under {folder}: set REAL_DATA to a folder that holds cub/ and char_cnn_rnn/")
     return folder
 
 

@@ -1,6 +1,5 @@
 """pipeline.text.char_cnn_rnn against published codes, counts and lengths, and against plain one-hot implementations."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,7 @@ from pipeline.text.char_cnn_rnn import (
     joint_embedding_loss,
 )
 
-REAL_DATA = Path(os.environ.get("REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ALBATROSS = "001.Black_footed_Albatross"
-needs_real_data = pytest.mark.skipif(
-    not (REAL_DATA / "char_cnn_rnn").is_dir(), reason=f"no published character codes under {REAL_DATA}"
-)
 
 RNNS: tuple[Rnn, ...] = ("gru", "relu")
 CAPTIONS = (
@@ -122,20 +117,18 @@ def test_characters_outside_the_alphabet_are_0_and_take_one_place(unknown: str) 
     assert character_codes([f"a{unknown}b"])[0, :4].tolist() == [1, 0, 2, 0]
 
 
-@needs_real_data
-def test_codes_equal_the_published_ones_of_one_image() -> None:
-    published = np.load(REAL_DATA / "char_cnn_rnn" / "cub_one_image_char_cnn_rnn.npz", allow_pickle=False)
-    captions = (REAL_DATA / "cub" / "text_c10" / f"{published['img']}".replace(".jpg", ".txt")).read_text().splitlines()
+def test_codes_equal_the_published_ones_of_one_image(real_data: Path) -> None:
+    published = np.load(real_data / "char_cnn_rnn" / "cub_one_image_char_cnn_rnn.npz", allow_pickle=False)
+    captions = (real_data / "cub" / "text_c10" / f"{published['img']}".replace(".jpg", ".txt")).read_text().splitlines()
     np.testing.assert_array_equal(character_codes(captions).numpy(), published["char"].T)
 
 
-@needs_real_data
-def test_codes_equal_the_published_ones_of_a_class() -> None:
+def test_codes_equal_the_published_ones_of_a_class(real_data: Path) -> None:
     # The file is one Torch tensor of doubles, 60 images x 201 characters x 10 captions, behind a short header.
     shape = (60, MAX_CHARS, 10)
-    stored = (REAL_DATA / "char_cnn_rnn" / f"{ALBATROSS}.t7").read_bytes()
+    stored = (real_data / "char_cnn_rnn" / f"{ALBATROSS}.t7").read_bytes()
     published = np.frombuffer(stored[-8 * int(np.prod(shape)) :], dtype="<f8").reshape(shape)
-    caption_paths = sorted((REAL_DATA / "cub" / "text_c10" / ALBATROSS).glob("*.txt"))
+    caption_paths = sorted((real_data / "cub" / "text_c10" / ALBATROSS).glob("*.txt"))
     captions = [caption for path in caption_paths for caption in path.read_text().splitlines()]
     assert len(captions) == 600
     np.testing.assert_array_equal(

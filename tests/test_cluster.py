@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -70,6 +71,30 @@ def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Pa
     gpus = HardwareParams(num_workers=64, use_gpu=True, precision="float32", max_failures=0)
     with pytest.raises(ValueError, match="asks for 64 GPUs and Ray sees"):
         fit(lambda: None, storage_dir=tmp_path, hardware=gpus)
+
+
+class DiesOnArrival:
+    """A loop that kills the first training worker that receives it, before it can run."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return arrive, (self.mark,)
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+
+def arrive(mark: Path) -> DiesOnArrival:
+    if "RayTrainWorker" in " ".join(psutil.Process().cmdline()):
+        die_once(mark)
+    return DiesOnArrival(mark)
+
+
+def test_a_worker_killed_while_its_group_starts_is_started_again(tmp_path: Path) -> None:
+    fit(DiesOnArrival(tmp_path / "mark"), storage_dir=tmp_path / "training", hardware=CPU)
+    assert (tmp_path / "mark").exists()
 
 
 def test_a_killed_training_worker_is_started_again(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.cropping import CropBox, CropRule
-from pipeline.data.crops import LOAD_SIZES, CropJob, Row, crop_images, decode_image, write_crops
-from pipeline.data.shards import ImageShards, shard_path
+from pipeline.data.crops import CropJob, Row, crop_images, decode_image, write_crops
+from pipeline.data.shards import LOAD_SIZES, ImageShards, shard_path
 from pipeline.data.tables import read_images
 
 PICTURE = "images/002.Green_Dot/dot_1.jpg"
@@ -94,7 +94,7 @@ def test_shards_hold_the_crops_of_their_rows(rule: CropRule, cub_root: Path, tmp
     for split, image_ids in (("train", [4, 5, 6, 7, 8, 9]), ("test", [1, 2, 3])):
         rows = read_images(tmp_path / "crops", split)
         assert [row["image_id"] for row in rows] == image_ids
-        for size in LOAD_SIZES:
+        for size in LOAD_SIZES.values():
             shards = ImageShards(tmp_path / "crops" / split, size)
             assert shards.image_ids == image_ids
             for row, pixels in zip(rows, shards.all(), strict=True):

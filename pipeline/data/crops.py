@@ -20,11 +20,9 @@ from PIL import Image
 from pipeline.data.cropping import Bbox, CropBox, CropRule, bbox_inside, crop_box_for, object_area_ratio
 from pipeline.data.cub import SourceImage, SplitRule, read_cub
 from pipeline.data.files import replaced_folder, write_json
-from pipeline.data.shards import shard_path, write_shard
+from pipeline.data.shards import LOAD_SIZES, shard_path, write_shard
 from pipeline.data.tables import IMAGES, write_table
 
-# The networks' 64 and 256 times 76/64: room for random crops, as published.
-LOAD_SIZES = (76, 304)
 MAX_PIXELS = 64_000_000
 Row = dict[str, Any]  # of images.parquet
 RATIO_EDGES = tuple(round(0.05 * step, 2) for step in range(21))
@@ -103,8 +101,8 @@ def write_crops(job: CropJob) -> list[Row]:
     Raises:
         ValueError: a picture is missing, torn, too large, or its box is empty or outside; the message names the file.
     """
-    resize = {size: _resizer(size) for size in LOAD_SIZES}
-    pixels: dict[int, list[npt.NDArray[np.uint8]]] = {size: [] for size in LOAD_SIZES}
+    resize = {size: _resizer(size) for size in LOAD_SIZES.values()}
+    pixels: dict[int, list[npt.NDArray[np.uint8]]] = {size: [] for size in LOAD_SIZES.values()}
     rows: list[Row] = []
     for record in job.records:
         image = decode_image(record.image_path)
@@ -115,7 +113,7 @@ def write_crops(job: CropJob) -> list[Row]:
             raise ValueError(f"{record.image_path}: {error}; correct its line in bounding_boxes.txt") from None
         crop_box = crop_box_for(record.bbox, width, height, rule=job.rule, min_object_area=job.min_object_area)
         crop = image[crop_box.top : crop_box.bottom, crop_box.left : crop_box.right]
-        for size in LOAD_SIZES:
+        for size in LOAD_SIZES.values():
             pixels[size].append(resize[size](crop))
         rows.append(_row(record, width, height, bbox, crop_box))
     write_shard(job.shard_path, [r.image_id for r in job.records], {s: np.stack(p) for s, p in pixels.items()})

@@ -17,6 +17,9 @@ from pipeline.data.tables import require_contract
 
 CONTRACT = "shard/v1"
 
+# Side of a picture that a network sees -> side it is stored at: 76/64 of it, room for random crops, as published.
+LOAD_SIZES = {64: 76, 256: 304}
+
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3)
 
 

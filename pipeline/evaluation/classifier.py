@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import Inception3, Inception_V3_Weights, resnet18
 
-from pipeline.data.shards import Images
+from pipeline.data.shards import LOAD_SIZES, Images
 from pipeline.data.snapshots import load_snapshot
 
 NetworkName = Literal["inception_v3", "resnet18"]
@@ -28,14 +28,18 @@ IMAGENET_CLASSES = 1000
 class Geometry(NamedTuple):
     """What a network is shown, in pixels."""
 
-    load_size: int  # of the shards it is trained from
-    crop_size: int  # what the GANs see of a picture of that load size
+    crop_size: int  # what the GANs see of a stored picture
     input_size: int  # what the crop is resized to
+
+    @property
+    def load_size(self) -> int:
+        """Return the side of the stored pictures that it is trained from."""
+        return LOAD_SIZES[self.crop_size]
 
 
 GEOMETRIES: dict[NetworkName, Geometry] = {
-    "inception_v3": Geometry(load_size=304, crop_size=256, input_size=299),
-    "resnet18": Geometry(load_size=76, crop_size=64, input_size=64),
+    "inception_v3": Geometry(crop_size=256, input_size=299),
+    "resnet18": Geometry(crop_size=64, input_size=64),
 }
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.data.shards import Images, read_shard
+from pipeline.data.shards import LOAD_SIZES, Images, read_shard
 from pipeline.data.tables import read_images, read_table
 
 REAL = "real_test"  # the method of real pictures
-REAL_LOAD_SIZE = 304
-REAL_CROP_SIZE = 256  # what the GANs see of it
+REAL_CROP_SIZE = 256  # what the GANs see of a stored picture
+REAL_LOAD_SIZE = LOAD_SIZES[REAL_CROP_SIZE]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.crops import LOAD_SIZES
+from pipeline.data.shards import LOAD_SIZES
 from pipeline.data.snapshots import load_snapshot, save_snapshot
 from pipeline.gan.layers import initialise
 from pipeline.gan.networks import (
@@ -52,7 +52,7 @@ class Stage:
     @property
     def load_size(self) -> int:
         """Return the side of the pictures that random crops are taken from."""
-        return LOAD_SIZES[0] if self.stage1_generator is None else LOAD_SIZES[1]
+        return LOAD_SIZES[self.image_size]
 
     @property
     def noise_dim(self) -> int:

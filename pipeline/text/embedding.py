@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.data.files import replaced_folder, write_json
-from pipeline.data.shards import ImageShards
+from pipeline.data.shards import LOAD_SIZES, ImageShards
 from pipeline.data.tables import embeddings_schema, read_images, write_table
 from pipeline.params import FitTextEncoderParams
 from pipeline.text.encoders import encode_images, load_text_encoder, save_text_encoder
@@ -18,7 +18,7 @@ from pipeline.text.retrieval import class_retrieval
 
 logger = logging.getLogger(__name__)
 
-LOAD_SIZE = 76
+LOAD_SIZE = LOAD_SIZES[64]
 
 
 def fit_on_crops(
