@@ -63,28 +63,36 @@ def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_worker
 
     Raises:
         ValueError: raised by `work`, once the tasks under way have ended; no further ones are started.
+        OSError: likewise; a full disk, say.
     """
     import ray
     from ray.exceptions import RayTaskError
+    from rich.console import Console
+    from rich.progress import Progress
 
     start(num_workers)
     task = ray.remote(num_cpus=1, max_retries=3)(work)
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
     waiting = list(enumerate(jobs))[::-1]
+    console = Console(stderr=True)
     try:
-        while waiting or running:
-            while waiting and len(running) < num_workers:
-                index, job = waiting.pop()
-                running[task.remote(job)] = index
-            done, _ = ray.wait(list(running), num_returns=1)
-            index = running.pop(done[0])
-            results[index] = ray.get(done[0])
-            logger.info("%s: shard %d of %d", work.__name__, len(results), len(jobs))
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            bar_task = bar.add_task(work.__name__, total=len(jobs))
+            while waiting or running:
+                while waiting and len(running) < num_workers:
+                    index, job = waiting.pop()
+                    running[task.remote(job)] = index
+                done, _ = ray.wait(list(running), num_returns=1)
+                index = running.pop(done[0])
+                results[index] = ray.get(done[0])
+                bar.advance(bar_task)
+                if not console.is_terminal:
+                    logger.info("%s: shard %d of %d", work.__name__, len(results), len(jobs))
     except RayTaskError as error:
         if running:  # tasks under way finish first, so that the caller can remove what they write
             ray.wait(list(running), num_returns=len(running))
-        raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+        raise (error.cause if isinstance(error.cause, ValueError | OSError) else error) from None
     return [results[index] for index in range(len(jobs))]
 
 

@@ -56,6 +56,10 @@ def _typed(key: str, value: object, kind: Any) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{key} is {value!r}; it must be a list")
         return tuple(_typed(f"{key}[{index}]", item, get_args(kind)[0]) for index, item in enumerate(value))
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} is {value!r}; it must be a mapping, {{}} for none")
+        return value
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind is not float and type(value) is kind:
@@ -94,11 +98,13 @@ class HardwareParams:
     use_gpu: bool  # one GPU a training worker
     precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the processor has it natively
     max_failures: int  # restarts of a training after a worker died
+    device_data_mb: int  # a worker keeps the pictures on its device if they take no more, else reads them step by step
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_positive(self, "num_workers")
-        _require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        for key in ("max_failures", "device_data_mb"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -126,8 +132,10 @@ class MakeDemoDatasetParams:
 class CropImagesParams:
     """Section `crop_images`."""
 
-    split: Literal["zero_shot", "testclasses"]  # CUB's 150 + 50 classes, or the folder's testclasses.txt
+    source: Literal["cub", "oxford", "coco", "own"]  # layout of data/raw/<dataset.name>, see pipeline/data/sources.py
+    split: Literal["zero_shot", "testclasses", "official"]  # CUB's 150 + 50 classes, testclasses.txt, or the data's own
     captions_per_image: int
+    on_bad_image: Literal["fail", "skip"]  # skipped pictures are counted and listed in the report
     rule: Literal["area", "published", "none"]
     min_object_area: float  # least share of the crop's area that the object fills, for rule: area
     images_per_shard: int
@@ -141,8 +149,11 @@ class CropImagesParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitTextEncoderParams:
-    """Section `fit_text_encoder`: the char-CNN-RNN and the image encoder trained beside it."""
+    """Section `fit_text_encoder`: a text encoder and the image encoder trained beside it."""
 
+    encoder: Literal["char_cnn_rnn", "pretrained"]  # the paper's, trained here, or one that is taken as it is
+    pretrained_model: str  # for encoder: pretrained: a folder or a hub's name; empty otherwise
+    image_features: Literal["joint", "classifier"]  # a small network trained beside it, or train_classifier's, frozen
     rnn: Literal["gru", "relu"]  # the published CUB form or the Oxford-102 form
     conv_dims: tuple[int, ...]
     embedding_dim: int
@@ -158,12 +169,16 @@ class FitTextEncoderParams:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more")
         _require(len(self.conv_dims) == 3, "conv_dims", self.conv_dims, "three widths")
         _require(min(self.conv_dims) > 0, "conv_dims", self.conv_dims, "above 0")
+        named = bool(self.pretrained_model)
+        remedy = "the folder or the hub's name of a model for encoder: pretrained, and empty otherwise"
+        _require(named == (self.encoder == "pretrained"), "pretrained_model", self.pretrained_model, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedCaptionsParams:
     """Section `embed_captions`."""
 
+    source: Literal["encoder", "released"]  # models/text_encoder, or what `stackgan import-embeddings` brought
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -212,6 +227,7 @@ class TrainParams:
     checkpoint_every_epochs: int
     sample_every_epochs: int  # grids of fixed captions and noise
     differentiable_augmentation: bool  # of what D sees; not in the paper, for data sets of a few hundred pictures
+    transform: dict[str, Any]  # of each picture: a pipeline as albumentations.to_dict gives it, {} for none
     seed: int
 
     def __post_init__(self) -> None:
@@ -240,7 +256,7 @@ class TrainClassifierParams:
 
     network: Literal["inception_v3", "resnet18"]  # resnet18: a small network for the demo, at 64x64
     weights: str  # none, imagenet (torchvision's download), or the path of a safetensors file
-    classes: Literal["test", "all"]  # the published score's classifier knows the test classes
+    classes: Literal["train", "test", "all"]  # the published score's classifier knows the test classes
     held_out_share: float  # of each class's pictures, to measure the accuracy with
     num_epochs: int
     batch_size: int

@@ -37,7 +37,7 @@ def run_stage(main: Callable[..., None]) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         main(*(Path(argument).absolute() for argument in sys.argv[1:]))
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,13 +10,14 @@ from pipeline.params import CropImagesParams, HardwareParams, load_params
 from pipeline.tracking import run_stage, stage_run
 
 
-def main(raw_dir: Path, crops_dir: Path, report_path: Path) -> None:
+def main(raw_dir: Path, crops_dir: Path, report_path: Path, sheet_path: Path) -> None:
     """Write data/crops."""
     params = load_params("crop_images", CropImagesParams)
     hardware = load_params("hardware", HardwareParams)
-    with stage_run("crop_images"):
+    with stage_run("crop_images") as run:
         map_jobs = partial(map_shards, num_workers=hardware.num_workers)
-        crop_images(raw_dir, crops_dir, report_path, **asdict(params), map_jobs=map_jobs)
+        crop_images(raw_dir, crops_dir, report_path, sheet_path, **asdict(params), map_jobs=map_jobs)
+        run.log_artifact(sheet_path, "reports")
 
 
 if __name__ == "__main__":

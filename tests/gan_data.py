@@ -31,9 +31,10 @@ TRAIN = TrainParams(
     checkpoint_every_epochs=1,
     sample_every_epochs=2,
     differentiable_augmentation=False,
+    transform={},
     seed=5,
 )
-CPU = HardwareParams(num_workers=1, use_gpu=False, precision="float32", max_failures=0)
+CPU = HardwareParams(num_workers=1, use_gpu=False, precision="float32", max_failures=0, device_data_mb=0)
 
 
 def write_training_set(folder: Path, num_train: int = 13, num_test: int = 6) -> None:

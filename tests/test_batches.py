@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import albumentations
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,6 +24,7 @@ from pipeline.data.batches import (
 )
 from pipeline.data.shards import ImageShards, shard_path, write_shard
 from pipeline.data.tables import IMAGES, embeddings_schema, write_table
+from pipeline.data.transforms import PictureTransform
 
 LOAD_SIZE, IMAGE_SIZE = 20, 8  # 13 offsets a side, as 76 -> 64 has
 NUM_IMAGES, NUM_CAPTIONS = 24, 5
@@ -67,6 +70,8 @@ def source(
     rank: int = 0,
     num_workers: int = 1,
     image_size: int = IMAGE_SIZE,
+    device_data_bytes: int = 0,
+    transform: PictureTransform | None = None,
 ) -> BatchSource:
     return BatchSource(
         training_set,
@@ -77,6 +82,8 @@ def source(
         rank=rank,
         num_workers=num_workers,
         device=torch.device("cpu"),
+        device_data_bytes=device_data_bytes,
+        transform=transform,
     )
 
 
@@ -180,10 +187,21 @@ def test_every_offset_and_both_sides_are_as_likely(training_set: TrainingSet) ->
         assert chisquare(list(counts.values())).pvalue > PROBABLE
 
 
+def darker_or_lighter() -> PictureTransform:
+    brightness = albumentations.RandomBrightnessContrast(brightness_limit=(-0.5, 0.5), contrast_limit=(0, 0), p=1)
+    return PictureTransform(albumentations.to_dict(albumentations.Compose([brightness])))
+
+
+@pytest.mark.parametrize("make_transform", [lambda: None, darker_or_lighter], ids=["plain", "transformed"])
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
-def test_the_shares_of_all_workers_are_the_global_batch(num_workers: int, training_set: TrainingSet) -> None:
-    whole = source(training_set)
-    workers = [source(training_set, rank=rank, num_workers=num_workers) for rank in range(num_workers)]
+def test_the_shares_of_all_workers_are_the_global_batch(
+    num_workers: int, make_transform: Callable[[], PictureTransform | None], training_set: TrainingSet
+) -> None:
+    whole = source(training_set, transform=make_transform())
+    workers = [
+        source(training_set, rank=rank, num_workers=num_workers, transform=make_transform())
+        for rank in range(num_workers)
+    ]
     for step in (0, 1, 2, 3, 50):
         shares = [worker.batch(step) for worker in workers]
         assert {len(share.real) for share in shares} == {8 // num_workers}
@@ -200,6 +218,31 @@ def test_a_batch_does_not_depend_on_the_ones_before_it(training_set: TrainingSet
         assert equal(resumed.batch(step), batches[step][0])
         assert torch.equal(resumed.noise(step, 4), batches[step][1])
         assert equal(walked.batch(step), batches[step][0])
+
+
+def test_pictures_on_the_device_give_the_batches_of_the_memory_map(training_set: TrainingSet) -> None:
+    mapped, resident = source(training_set), source(training_set, device_data_bytes=training_set.shards.num_bytes)
+    assert all(equal(mapped.batch(step), resident.batch(step)) for step in (0, 1, 2, 3, 11))
+
+
+def test_pictures_are_kept_on_the_device_within_the_budget_alone(
+    training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = training_set.shards.num_bytes
+    assert enough == NUM_IMAGES * LOAD_SIZE * LOAD_SIZE * 3
+    sources = {budget: source(training_set, device_data_bytes=budget) for budget in (enough, enough - 1)}
+    transformed = source(training_set, device_data_bytes=enough, transform=darker_or_lighter())
+    monkeypatch.setattr(training_set.shards, "gather", None)  # the memory map can no longer be read
+    sources[enough].batch(0)
+    for reader in (sources[enough - 1], transformed):
+        with pytest.raises(TypeError):
+            reader.batch(0)
+
+
+def test_a_transform_changes_the_pictures_and_nothing_else(training_set: TrainingSet) -> None:
+    plain, changed = source(training_set).batch(5), source(training_set, transform=darker_or_lighter()).batch(5)
+    assert not torch.equal(plain.real, changed.real)
+    assert equal(plain, dataclasses.replace(changed, real=plain.real))
 
 
 def test_another_seed_gives_another_batch(training_set: TrainingSet) -> None:

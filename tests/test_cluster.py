@@ -12,7 +12,7 @@ import ray
 from pipeline.cluster import fit, map_shards
 from pipeline.params import HardwareParams
 
-CPU = HardwareParams(num_workers=2, use_gpu=False, precision="float32", max_failures=1)
+CPU = HardwareParams(num_workers=2, use_gpu=False, precision="float32", max_failures=1, device_data_mb=0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,6 +50,15 @@ def test_a_mistake_is_told_in_its_own_words() -> None:
         map_shards(refuse, [1, 2], num_workers=2)
 
 
+def fill_the_disk(path: Path) -> None:
+    raise OSError(28, "No space left on device", str(path))
+
+
+def test_a_full_disk_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: .*shard"):
+        map_shards(fill_the_disk, [tmp_path / "shard"], num_workers=1)
+
+
 def write_slowly(path: Path) -> None:
     """Write 200 files one after the other, or refuse at once where the folder is named so."""
     if path.name == "torn":
@@ -68,7 +77,7 @@ def test_when_a_mistake_is_told_no_task_is_writing_any_more(tmp_path: Path) -> N
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    gpus = HardwareParams(num_workers=64, use_gpu=True, precision="float32", max_failures=0)
+    gpus = HardwareParams(num_workers=64, use_gpu=True, precision="float32", max_failures=0, device_data_mb=0)
     with pytest.raises(ValueError, match="asks for 64 GPUs and Ray sees"):
         fit(lambda: None, storage_dir=tmp_path, hardware=gpus)
 

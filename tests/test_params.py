@@ -50,7 +50,7 @@ COMMITTED: dict[str, dict[str, Any]] = yaml.safe_load(PARAMS_PATH.read_text())
 KEYS = [(section, field.name) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
 GROUPS = {
     group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-    for group in ("dataset", "size", "gan", "hardware")
+    for group in ("dataset", "size", "gan", "augmentation", "hardware")
 }
 COMBINATIONS = [
     [f"{group}={choice}" for group, choice in zip(GROUPS, choices, strict=True)]
@@ -115,7 +115,7 @@ def test_a_missing_key_is_refused_with_the_place_of_its_usual_value(section: str
 @pytest.mark.parametrize(("section", "key"), KEYS, ids=[f"{section}.{key}" for section, key in KEYS])
 def test_a_value_of_another_kind_is_refused_with_the_kind_that_is_asked(section: str, key: str, tmp_path: Path) -> None:
     for value in (None, "text", ["a"], {"a": 1}):
-        if value == "text" and isinstance(COMMITTED[section][key], str):
+        if type(value) is type(COMMITTED[section][key]) and isinstance(value, str | dict):
             continue  # of this key's kind; whether it is one of the words allowed is another test's claim
         message = refusal(altered(tmp_path, section, lambda values, value=value: values.update({key: value})), section)
         assert f"{section}.{key}" in message and repr(value).strip("[]") in message and "must be" in message
@@ -155,6 +155,9 @@ def test_2e_4_is_text_to_yaml_and_refused_with_the_way_to_write_it(section: str,
         ("hardware", "precision", "float16", "one of auto, float32, bfloat16"),
         ("crop_images", "rule", "Area", "one of area, published, none"),
         ("crop_images", "split", "cub", "one of zero_shot, testclasses"),
+        ("crop_images", "source", "birds", "one of cub, oxford, coco, own"),
+        ("crop_images", "on_bad_image", "ignore", "one of fail, skip"),
+        ("train_stage1", "transform", "HorizontalFlip", "a mapping"),
         ("dataset", "name", 7, "str"),
     ],
 )
@@ -180,6 +183,7 @@ OUT_OF_RANGE = [
     ("dataset", "name", "a/b"),
     ("hardware", "num_workers", 0),
     ("hardware", "max_failures", -1),
+    ("hardware", "device_data_mb", -1),
     ("make_demo_dataset", "num_train_classes", 0),
     ("make_demo_dataset", "num_test_classes", -1),
     ("make_demo_dataset", "images_per_class", 0),
@@ -294,7 +298,7 @@ def test_params_yaml_is_the_default_composition_of_conf() -> None:
 
 
 def test_naming_the_defaults_changes_nothing() -> None:
-    assert composition(["dataset=demo", "size=demo", "gan=paper", "hardware=cpu"]) == COMMITTED
+    assert composition(["dataset=demo", "size=demo", "gan=paper", "augmentation=none", "hardware=cpu"]) == COMMITTED
 
 
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)

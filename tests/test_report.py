@@ -1,5 +1,7 @@
 """The page: what stands on it, that it needs nothing else, and that no caption can become markup."""
 
+import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.data.files import write_json
 from pipeline.data.tables import read_images
@@ -18,13 +21,27 @@ from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_s
 SCRIPT = '<script>alert("caption")</script> & a "green" bird'
 
 
+CROP_REPORT = {
+    "source": "cub",
+    "rule": "area",
+    "num_images": {"train": 6, "test": 6},
+    "num_bad_images": 0,
+    "bad_images": [],
+}
+
+
 class Inputs(NamedTuple):
     crops_dir: Path
     samples_dir: Path
     reports_dir: Path
 
     def page(self, out_path: Path, **changes: Any) -> str:
-        settings: dict[str, Any] = {"dataset_name": "demo", "num_captions": 4, "seed": 0}
+        settings: dict[str, Any] = {
+            "sheet_path": self.reports_dir / "no_sheet.jpg",
+            "dataset_name": "demo",
+            "num_captions": 4,
+            "seed": 0,
+        }
         write_report(**self._asdict(), out_path=out_path, **settings | changes)
         return out_path.read_text(encoding="utf-8")
 
@@ -56,8 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     area = {"min": 0.1, "share_below_0.5": 0.8, "share_at_least_0.75": 0.05, "histogram_edges": [0, 0.5, 1]}
     after = area | {"min": 0.75, "share_at_least_0.75": 1.0, "histogram": [0, 10]}
     ratios = {"before": area | {"histogram": [8, 2]}, "after": after}
-    crop_report = {"rule": "area", "num_images": {"train": 6, "test": 6}, "object_area_ratio": ratios}
-    write_json(inputs.reports_dir / "crop_images.json", crop_report)
+    write_json(inputs.reports_dir / "crop_images.json", CROP_REPORT | {"object_area_ratio": ratios})
     classifier = {"note": "a small judge.", "held_out_accuracy": 0.95, "chance": 1 / 3, "num_held_out": 20}
     write_json(inputs.reports_dir / "train_classifier.json", classifier)
     for name in ("fit_text_encoder", "embed_captions", "train_stage1", "train_stage2"):
@@ -117,6 +133,39 @@ def test_every_caption_has_its_four_pictures_side_by_side(page: str) -> None:
     captions = [alt.split(": ", 1)[1] for alt in alts]
     assert all(len(set(captions[start : start + 4])) == 1 for start in range(0, 16, 4))
     assert len(set(captions)) == 4
+
+
+def test_the_page_says_how_the_pictures_were_read_and_cropped(page: str) -> None:
+    text = " ".join(Elements(page).text.split())
+    assert "test: 6, train: 6 pictures of demo, read as source cub." in text
+    assert "in the crops (rule area) it fills at least 75% in 100% of them" in text
+    assert "left out" not in text
+
+
+def test_the_contact_sheet_stands_on_the_page_byte_for_byte(inputs: Inputs, page: str, tmp_path: Path) -> None:
+    sheet = Image.effect_noise((60, 90), 50).tobytes()
+    (tmp_path / "sheet.jpg").write_bytes(sheet)
+    elements = Elements(inputs.page(tmp_path / "index.html", sheet_path=tmp_path / "sheet.jpg"))
+    uris = [attributes["src"] for tag, attributes in elements.tags if tag == "img"]
+    assert uris.count(f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}") == 1
+    for word in ("Dashed", "Orange", "Blue", "Green"):
+        assert word in elements.text and word not in Elements(page).text
+
+
+def test_pictures_that_were_left_out_are_counted_and_the_first_ten_listed(inputs: Inputs, tmp_path: Path) -> None:
+    def text_with(num_bad: int) -> str:
+        report = json.loads((inputs.reports_dir / "crop_images.json").read_text())
+        bad = [{"file": f"<b>{place}</b>.jpg", "reason": f"torn & {SCRIPT} {place}"} for place in range(num_bad)]
+        write_json(tmp_path / "crop_images.json", report | {"num_bad_images": num_bad, "bad_images": bad})
+        elements = Elements(inputs._replace(reports_dir=tmp_path).page(tmp_path / "index.html"))
+        assert not {"script", "b"} & {tag for tag, attributes in elements.tags if not attributes}
+        return " ".join(elements.text.split())
+
+    one, many = text_with(1), text_with(1_011)
+    assert f"1 picture was left out: <b>0</b>.jpg: torn & {SCRIPT} 0" in one and "more stand in" not in one
+    assert "1,011 pictures were left out: <b>0</b>.jpg" in many
+    assert f"<b>9</b>.jpg: torn & {SCRIPT} 9 1,001 more stand in reports/crop_images.json" in many
+    assert "<b>10</b>" not in many
 
 
 def test_the_scores_and_their_protocol_stand_on_the_page(page: str) -> None:
@@ -222,7 +271,10 @@ def test_words_and_empty_files_are_no_curves(inputs: Inputs, tmp_path: Path) -> 
 
 
 def test_histograms_are_left_out_of_the_tables_of_values() -> None:
-    assert flattened({"a": {"b": 1234, "c": [1, 2], "d": list(range(50))}}) == [("a.b", "1,234"), ("a.c", "1, 2")]
+    assert flattened({"a": {"b": 1234, "c": [1, 2], "d": list(range(50)), "e": [{"f": 1}]}}) == [
+        ("a.b", "1,234"),
+        ("a.c", "1, 2"),
+    ]
 
 
 def test_charts_take_their_colours_from_the_page_and_carry_no_date() -> None:

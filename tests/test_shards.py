@@ -1,10 +1,12 @@
 """Image shards: the pixels come back, from a memory map, with stable bytes; what is torn is refused by name."""
 
+import os
 import resource
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -32,7 +34,7 @@ def write_split(folder: Path, counts: tuple[int, ...]) -> dict[int, np.ndarray]:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_shard_gives_back_its_ids_and_pixels(size: int, tmp_path: Path) -> None:
     expected = write_split(tmp_path, (4,))
-    image_ids, pixels = read_shard(shard_path(tmp_path, 0), size)
+    image_ids, pixels, _ = read_shard(shard_path(tmp_path, 0), size)
     assert image_ids == [100, 101, 102, 103]
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, expected[size])
@@ -42,7 +44,7 @@ def test_pixels_that_lie_apart_in_memory_are_written_right(tmp_path: Path) -> No
     pixels = pictures(6, 5)
     apart = np.asfortranarray(pixels)[::2]
     write_shard(tmp_path / "shard_00000.arrow", [1, 2, 3], {5: apart})
-    np.testing.assert_array_equal(read_shard(tmp_path / "shard_00000.arrow", 5)[1], pixels[::2])
+    np.testing.assert_array_equal(read_shard(tmp_path / "shard_00000.arrow", 5).pixels, pixels[::2])
 
 
 def test_equal_pictures_have_equal_bytes(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_pixels_stay_in_the_map_until_they_are_touched(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         shards = ImageShards(tmp_path, 76)
-        _, pixels = read_shard(path, 304)
+        pixels = read_shard(path, 304).pixels
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -163,6 +165,23 @@ def test_one_torn_shard_among_many_is_named(tmp_path: Path) -> None:
         ImageShards(tmp_path, 5)
 
 
+def test_a_shard_cut_short_while_it_is_read_is_named(tmp_path: Path) -> None:
+    write_split(tmp_path, (2, 9))
+    shards = ImageShards(tmp_path, 8)
+    os.truncate(shard_path(tmp_path, 1), 700)
+    with pytest.raises(ValueError, match=f"{shard_path(tmp_path, 1)} became shorter"):
+        shards.gather(np.array([10]))
+
+
+def test_open_files_are_closed_with_their_reader(tmp_path: Path) -> None:
+    write_split(tmp_path, (2, 2, 2))
+    before = psutil.Process().num_fds()
+    shards = ImageShards(tmp_path, 5)
+    assert psutil.Process().num_fds() == before + 3
+    del shards
+    assert psutil.Process().num_fds() == before
+
+
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path} holds no shard_.*dvc repro crop_images"):
         ImageShards(tmp_path, 5)
@@ -178,5 +197,5 @@ def test_a_full_disk_leaves_the_shard_before_it(tmp_path: Path) -> None:
             write_shard(path, range(100), {76: pictures(100, 76)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    np.testing.assert_array_equal(read_shard(path, 5)[1], pictures(2, 5))
+    np.testing.assert_array_equal(read_shard(path, 5).pixels, pictures(2, 5))
     assert [path.name for path in tmp_path.iterdir()] == ["shard_00000.arrow"]

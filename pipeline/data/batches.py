@@ -4,6 +4,7 @@ Every random choice is drawn for the global batch, from a generator seeded with 
 and each worker takes its rows of it. So nothing has to be remembered to resume, and nothing changes with the workers.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pipeline.data.shards import ImageShards
 from pipeline.data.tables import read_embeddings, read_images
+from pipeline.data.transforms import MAX_SEED, PictureTransform
 
 Indices = npt.NDArray[np.int64]
 
@@ -29,6 +31,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 4
     NOISE = 5
     D_AUGMENTATION = 6
+    TRANSFORM = 7
 
 
 def generator_for(seed: int, purpose: int, counter: int) -> np.random.Generator:
@@ -86,6 +89,8 @@ class BatchSource:
         rank: int,
         num_workers: int,
         device: torch.device,
+        device_data_bytes: int = 0,
+        transform: PictureTransform | None = None,
     ):
         """Set up one worker's source.
 
@@ -98,6 +103,9 @@ class BatchSource:
             rank: of this worker.
             num_workers: that share a batch equally.
             device: where the batches are made.
+            device_data_bytes: the device keeps all pictures if they take no more; else they are read ahead of each
+                step from the memory map.
+            transform: of each picture before its crop; it works on the processor.
 
         Raises:
             ValueError: the numbers do not fit together or to the data.
@@ -123,11 +131,16 @@ class BatchSource:
         self._classes = _ClassIndex(training_set.class_ids)
         self._embeddings = training_set.embeddings.to(device)
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
+        self._transform = transform
+        self._resident: Tensor | None = None  # (N, L, L, 3) uint8 on the device
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        self._ahead: dict[int, Future[Tensor]] = {}  # step -> its pictures, being read
+        if transform is None and training_set.shards.num_bytes <= device_data_bytes:
+            self._resident = torch.from_numpy(training_set.shards.all()).to(device)
 
     def batch(self, step: int) -> Batch:
         """Return this worker's share of the batch of `step` (from 0)."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        chosen = self._epoch_order(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
+        chosen = self._chosen(step)
         wrong = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
         return Batch(
             real=self._images(chosen, step),
@@ -141,11 +154,14 @@ class BatchSource:
         draws = generator_for(self._seed, Purpose.NOISE, step).standard_normal((self._batch_size, dim), np.float32)
         return torch.from_numpy(draws[self._rows]).to(self._device)
 
-    def _epoch_order(self, epoch: int) -> Indices:
-        if self._order[0] != epoch:
-            order = generator_for(self._seed, Purpose.ORDER, epoch).permutation(len(self._set.shards))
-            self._order = (epoch, order.astype(np.int64))
-        return self._order[1]
+    def _chosen(self, step: int) -> Indices:
+        """Return the pictures of the step's global batch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        known_epoch, order = self._order  # read once: the read-ahead thread may be an epoch further
+        if known_epoch != epoch:
+            order = generator_for(self._seed, Purpose.ORDER, epoch).permutation(len(self._set.shards)).astype(np.int64)
+            self._order = (epoch, order)
+        return order[position * self._batch_size : (position + 1) * self._batch_size]
 
     def _texts(self, chosen: Indices, purpose: Purpose, step: int) -> Tensor:
         """Average the embeddings of `captions_averaged` different random captions of each picture."""
@@ -161,28 +177,44 @@ class BatchSource:
 
     def _images(self, chosen: Indices, step: int) -> Tensor:
         draws = generator_for(self._seed, Purpose.AUGMENTATION, step).random((len(chosen), 3))[self._rows]
-        pixels = torch.from_numpy(self._set.shards.gather(chosen[self._rows])).to(self._device)
-        return random_crops(pixels, torch.from_numpy(draws).to(self._device), self._image_size)
+        return random_crops(self._pixels(chosen, step), torch.from_numpy(draws).to(self._device), self._image_size)
+
+    def _pixels(self, chosen: Indices, step: int) -> Tensor:
+        """Return this worker's (n, L, L, 3) uint8 pictures on the device, and start to read those of the next step."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(chosen[self._rows]).to(self._device)]
+        reading = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
+        self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
+        return reading.result().to(self._device, non_blocking=True)
+
+    def _read(self, step: int) -> Tensor:
+        pixels = self._set.shards.gather(self._chosen(step)[self._rows])
+        if self._transform:
+            seeds = generator_for(self._seed, Purpose.TRANSFORM, step).integers(MAX_SEED, size=self._batch_size)
+            pixels = self._transform(pixels, seeds[self._rows])
+        read = torch.from_numpy(pixels)
+        return read.pin_memory() if self._device.type == "cuda" else read
 
 
 def random_crops(pixels: Tensor, draws: Tensor, size: int) -> Tensor:
     """Crop, flip and scale a whole batch on its device.
 
     Args:
-        pixels: (n, L, L, 3) uint8, L >= size.
+        pixels: (n, L, L, 3) uint8, contiguous, L >= size.
         draws: (n, 3) in [0, 1): top, left, and flipped where below 0.5. Each of the L - size + 1 offsets is as likely.
         size: S.
 
     Returns:
         (n, 3, S, S) float32 in [-1, 1], in channels_last memory order.
     """
-    num_offsets = pixels.shape[1] - size + 1
-    offsets = (draws[:, :2] * num_offsets).long()
-    steps = torch.arange(size, device=pixels.device)
-    rows = offsets[:, :1] + steps
-    columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, steps.flip(0), steps)
-    index = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-    crops = pixels[index, rows[:, :, None], columns[:, None, :]]
+    num_images, load_size = pixels.shape[:2]
+    num_offsets = load_size - size + 1
+    top, left = (draws[:, :2] * num_offsets).long().unbind(1)
+    # Every window of every picture, as a view: (n, num_offsets, num_offsets, S, 3 * S). One gather takes the crops.
+    image, row, column, _ = pixels.stride()
+    windows = pixels.as_strided((num_images, num_offsets, num_offsets, size, 3 * size), (image, row, column, row, 1))
+    crops = windows[torch.arange(num_images, device=pixels.device), top, left].view(num_images, size, size, 3)
+    crops = torch.where((draws[:, 2] < 0.5)[:, None, None, None], crops.flip(2), crops)
     return crops.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 

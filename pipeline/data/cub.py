@@ -9,13 +9,22 @@ Ids are 1-based; boxes are joined by id, not by line. The zero-shot split of Ree
 50 test classes: 8,855 and 2,933 pictures. CUB's own train_test_split.txt is another split and is not read.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
-from pipeline.data.cropping import Bbox
-
-SplitRule = Literal["zero_shot", "testclasses"]
+from pipeline.data.records import (
+    BadImages,
+    SourceImage,
+    SplitRule,
+    finite_bbox,
+    is_id,
+    path_inside,
+    read_captions,
+    read_lines,
+    read_test_class_names,
+    require_folder,
+    require_split_rule,
+)
 
 # The 50 test classes of the zero-shot split, as the published StackGAN uses them.
 # fmt: off
@@ -26,137 +35,83 @@ ZERO_SHOT_TEST_CLASS_IDS = frozenset({
 # fmt: on
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceImage:
-    """One picture of a data set as it was published, before anything is decoded."""
+class _Pairs(NamedTuple):
+    """An annotation file's lines of `<id> <value>`."""
 
-    image_id: int
-    class_id: int
-    class_name: str
-    split: Literal["train", "test"]
-    file_name: str
-    image_path: Path
-    bbox: Bbox
-    captions: tuple[str, ...]
+    path: Path
+    values: dict[int, str]
 
 
-def read_cub(root: Path, *, split: SplitRule, captions_per_image: int) -> list[SourceImage]:
+def read_cub(root: Path, *, split: SplitRule, captions_per_image: int, bad: BadImages) -> list[SourceImage]:
     """Read every picture's record, sorted by image_id.
 
     Args:
         root: the folder that holds CUB_200_2011/ and text_c10/, or CUB_200_2011's files and text_c10/ themselves.
         split: `zero_shot` for CUB's 150 + 50 classes, `testclasses` to read <root>/testclasses.txt.
         captions_per_image: how many captions a picture must have; further ones are not read.
+        bad: notes a picture that has no box, no class or too few captions.
 
     Raises:
-        ValueError: a folder or file is missing or torn, a picture has no box, no class or too few captions.
+        ValueError: a folder or file is missing or torn, or `bad` ends the reading.
     """
+    require_split_rule(split, "cub", ("zero_shot", "testclasses"))
     annotations = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
-    _require_folder(annotations / "images", "the pictures of CUB-200-2011, one folder a class")
-    _require_folder(root / "text_c10", "the captions, one .txt of ten lines a picture, in one folder a class")
-    class_names = _read_pairs(annotations / "classes.txt")
-    labels_path, boxes_path = annotations / "image_class_labels.txt", annotations / "bounding_boxes.txt"
-    labels, boxes = _read_pairs(labels_path), _read_pairs(boxes_path)
-    test_class_ids = _test_class_ids(root, split, class_names)
+    require_folder(annotations / "images", "the pictures of CUB-200-2011, one folder a class")
+    require_folder(root / "text_c10", "the captions, one .txt of ten lines a picture, in one folder a class")
+    images, classes = _read_pairs(annotations / "images.txt"), _read_pairs(annotations / "classes.txt")
+    labels = _read_pairs(annotations / "image_class_labels.txt")
+    boxes = _read_pairs(annotations / "bounding_boxes.txt")
+    test_class_ids = _test_class_ids(root, split, classes.values)
 
     records: list[SourceImage] = []
-    for image_id, file_name in sorted(_read_pairs(annotations / "images.txt").items()):
-        label = labels.get(image_id, "")
-        if not label.isdecimal() or int(label) not in class_names:
-            raise ValueError(
-                f"{labels_path}: image {image_id} ({file_name}) has no class that classes.txt lists; add it"
-            )
-        if image_id not in boxes:
-            raise ValueError(f"{boxes_path}: image {image_id} ({file_name}) has no box; add its line")
-        class_id, image_path = int(label), _inside(annotations / "images", Path(file_name))
-        records.append(
-            SourceImage(
+    for image_id, file_name in sorted(images.values.items()):
+        with bad.noted(file_name):
+            class_id = _class_id(image_id, file_name, labels, classes)
+            if image_id not in boxes.values:
+                raise ValueError(f"{boxes.path}: image {image_id} ({file_name}) has no box; add its line")
+            image_path = path_inside(annotations / "images", file_name, images.path)
+            record = SourceImage(
                 image_id=image_id,
                 class_id=class_id,
-                class_name=class_names[class_id],
+                class_name=classes.values[class_id],
                 split="test" if class_id in test_class_ids else "train",
                 file_name=file_name,
                 image_path=image_path,
-                bbox=_parse_bbox(boxes[image_id], boxes_path, image_id),
-                captions=_read_captions(root / "text_c10" / Path(file_name).with_suffix(".txt"), captions_per_image),
+                bbox=finite_bbox(boxes.values[image_id].split(), f"{boxes.path}: image {image_id}"),
+                captions=read_captions(root / "text_c10" / Path(file_name).with_suffix(".txt"), captions_per_image),
             )
-        )
-    for name in ("train", "test"):
-        if not any(record.split == name for record in records):
-            raise ValueError(f"{annotations}/images.txt: no picture is in the {name} split; check crop_images.split")
+            records.append(record)
     return records
 
 
-def _require_folder(folder: Path, content: str) -> None:
-    if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is missing: it must hold {content}. Put (or link) the data set there; "
-            "for queued experiments also `dvc add` it, since they see only what git or DVC tracks"
-        )
-
-
-def _read_pairs(path: Path) -> dict[int, str]:
-    """Read lines of `<id> <rest>`."""
+def _read_pairs(path: Path) -> _Pairs:
     if not path.is_file():
         raise ValueError(f"{path} is missing: bring it from CUB-200-2011 (lines of `<id> <value>`)")
-    pairs: dict[int, str] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
+    values: dict[int, str] = {}
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
-        if not key.isdecimal() or not value:
-            raise ValueError(f"{path}, line {number}: {line!r} is not `<id> <value>`")
-        if int(key) in pairs:
+        # 19 digits: more overflow an int64 column, and int() refuses thousands of them without naming the file.
+        if not key.isdecimal() or len(key) > 19 or not is_id(int(key)) or not value:
+            raise ValueError(f"{path}, line {number}: {line!r} is not `<id> <value>`; correct it")
+        if int(key) in values:
             raise ValueError(f"{path}, line {number}: id {key} stands there twice; keep one")
-        pairs[int(key)] = value.strip()
-    if not pairs:
+        values[int(key)] = value.strip()
+    if not values:
         raise ValueError(f"{path} is empty: bring it from CUB-200-2011")
-    return pairs
+    return _Pairs(path, values)
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Read a text file's lines; only a line end ends a line, and a byte order mark is no part of the first."""
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
-
-
-def _parse_bbox(text: str, path: Path, image_id: int) -> Bbox:
-    try:
-        x, y, width, height = (float(value) for value in text.split())
-    except ValueError:
-        raise ValueError(f"{path}: image {image_id} has the box {text!r}, not `x y width height`") from None
-    return Bbox(x, y, width, height)
-
-
-def _read_captions(path: Path, captions_per_image: int) -> tuple[str, ...]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: a picture needs its captions, one a line")
-    captions = tuple(line.strip() for line in _read_lines(path) if line.strip())[:captions_per_image]
-    if len(captions) < captions_per_image:
-        raise ValueError(
-            f"{path} has {len(captions)} captions, fewer than crop_images.captions_per_image = {captions_per_image}; "
-            "add captions or lower that key"
-        )
-    return captions
+def _class_id(image_id: int, file_name: str, labels: _Pairs, classes: _Pairs) -> int:
+    label = labels.values.get(image_id, "")
+    if not label.isdecimal() or len(label) > 19 or int(label) not in classes.values:
+        raise ValueError(f"{labels.path}: image {image_id} ({file_name}) has no class that classes.txt lists; add it")
+    return int(label)
 
 
 def _test_class_ids(root: Path, split: SplitRule, class_names: dict[int, str]) -> frozenset[int]:
     if split == "zero_shot":
         return ZERO_SHOT_TEST_CLASS_IDS
-    path = root / "testclasses.txt"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: list the class folders of the test split there, one a line")
-    names = {line.strip() for line in _read_lines(path) if line.strip()}
-    unknown = names - set(class_names.values())
-    if unknown:
-        raise ValueError(f"{path}: {sorted(unknown)[0]!r} is no class of classes.txt; correct or remove that line")
+    names = read_test_class_names(root, [class_names[class_id] for class_id in sorted(class_names)])
     return frozenset(class_id for class_id, name in class_names.items() if name in names)
-
-
-def _inside(folder: Path, relative: Path) -> Path:
-    """Return folder/relative; refuse a path that leaves the folder."""
-    if relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"{relative} in images.txt leads out of {folder}; remove that line")
-    return folder / relative

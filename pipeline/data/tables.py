@@ -108,13 +108,33 @@ class Embeddings(NamedTuple):
     vectors: npt.NDArray[np.float32]  # (N, K, embedding_dim)
 
 
+class EncoderId(NamedTuple):
+    """Which text encoder made embeddings; recorded with them, and with the GANs trained on them."""
+
+    name: str
+    sha256: str
+
+
 def read_embedding_dim(path: Path) -> int:
     """Return the length of an embedding, from the file's schema alone."""
+    return int(_read_embeddings_schema(path).field("embedding").type.list_size)
+
+
+def read_encoder(path: Path) -> EncoderId:
+    """Return which encoder made a file of embeddings, from its schema alone."""
+    metadata = _read_embeddings_schema(path).metadata
+    try:
+        return EncoderId(metadata[b"encoder_name"].decode(), metadata[b"encoder_sha256"].decode())
+    except KeyError as error:
+        raise ValueError(f"{path}: its schema has no {error.args[0].decode()}; rerun embed_captions") from None
+
+
+def _read_embeddings_schema(path: Path) -> pa.Schema:
     if not path.is_file():
         raise ValueError(f"{path} is missing: run `dvc repro` to make it")
     schema = pq.read_schema(path)
     require_contract(path, schema.metadata, "embeddings/v1")
-    return int(schema.field("embedding").type.list_size)
+    return schema
 
 
 def read_embeddings(path: Path) -> Embeddings:

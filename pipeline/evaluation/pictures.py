@@ -100,10 +100,11 @@ def _read_shards(folder: Path, image_size: int | None) -> tuple[list[int], tuple
     if not paths:
         raise ValueError(f"{folder} holds no shard_*.arrow; run `dvc repro`")
     shards = [read_shard(path, image_size or _only_size(path)) for path in paths]
-    sizes = {part.shape[1] for _, part in shards}
+    sizes = {shard.pixels.shape[1] for shard in shards}
     if len(sizes) > 1:
         raise ValueError(f"{folder} holds pictures of several sizes, {sorted(sizes)}; rerun `dvc repro`")
-    return [image_id for ids, _ in shards for image_id in ids], tuple(part for _, part in shards)
+    image_ids = [image_id for shard in shards for image_id in shard.image_ids]
+    return image_ids, tuple(shard.pixels for shard in shards)
 
 
 def _only_size(path: Path) -> int:

@@ -34,6 +34,7 @@ REPORTS = (
 STAGE_NAMES = {"train_stage1": "Stage-I, 64x64", "train_stage2": "Stage-II, 256x256"}
 JPEG_QUALITY = 88
 LONGEST_LIST = 8  # of a report's values; a longer one is a histogram, which the page draws
+NUM_BAD_IMAGES_SHOWN = 10
 
 
 class ScoreRow(NamedTuple):
@@ -55,6 +56,7 @@ def write_report(
     samples_dir: Path,
     crops_dir: Path,
     reports_dir: Path,
+    sheet_path: Path,
     out_path: Path,
     dataset_name: str,
     num_captions: int,
@@ -66,6 +68,7 @@ def write_report(
         samples_dir: samples.parquet and its shards.
         crops_dir: the real pictures.
         reports_dir: <stage>.json of REPORTS and the trainings' .csv; what is missing is said on the page.
+        sheet_path: the contact sheet of crop_images, a JPEG; the page shows it if it is there.
         out_path: the .html file, replaced whole.
         dataset_name: of params.yaml.
         num_captions: rows of pictures, of as many classes as there are.
@@ -95,6 +98,8 @@ def write_report(
         stage_names=STAGE_NAMES,
         crop_report=reports["crop_images"],
         area_chart=_area_chart(reports["crop_images"]),
+        contact_sheet=jpeg_uri(sheet_path.read_bytes()) if sheet_path.is_file() else None,
+        num_bad_images_shown=NUM_BAD_IMAGES_SHOWN,
         published_tables=(TABLE_1, TABLE_2),
         details={name: flattened(report) for name, report in reports.items() if report and "methods" not in report},
         missing_reports=[name for name, report in reports.items() if report is None],
@@ -146,7 +151,12 @@ def data_uri(image: Images) -> str:
         return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     # Not optimised: Pillow sizes that buffer for ordinary pictures, and the noise of an untrained generator bursts it.
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return jpeg_uri(buffer.getvalue())
+
+
+def jpeg_uri(jpeg: bytes) -> str:
+    """Encode a JPEG file's bytes into the page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def read_curves(path: Path) -> dict[str, list[float]] | None:
@@ -165,14 +175,14 @@ def read_curves(path: Path) -> dict[str, list[float]] | None:
 
 
 def flattened(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Return the report's values by dotted key; lists that are too long to read are left out."""
+    """Return the report's values by dotted key, without lists that are long or hold more than values."""
     entries: list[tuple[str, str]] = []
     for key, value in report.items():
         if isinstance(value, dict):
             entries += flattened(value, f"{prefix}{key}.")
         elif not isinstance(value, list):
             entries.append((f"{prefix}{key}", f"{value:,}" if isinstance(value, int) else str(value)))
-        elif len(value) <= LONGEST_LIST:
+        elif len(value) <= LONGEST_LIST and not any(isinstance(item, dict | list) for item in value):
             entries.append((f"{prefix}{key}", ", ".join(map(str, value))))
     return entries
 

@@ -1,17 +1,19 @@
 """What differs between Stage-I and Stage-II, in one place: which networks, what noise, which size, which snapshots.
 
 models/stage1/ holds `generator` and `discriminator`; models/stage2/ holds these of Stage-II and a copy of the frozen
-`stage1_generator`, so that either folder alone can paint.
+`stage1_generator`, so that either folder alone can paint. Each snapshot names the text encoder of its embeddings.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.data.shards import LOAD_SIZES
-from pipeline.data.snapshots import load_snapshot, save_snapshot
+from pipeline.data.snapshots import Snapshot, load_snapshot, save_snapshot
+from pipeline.data.tables import EncoderId
 from pipeline.gan.layers import initialise
 from pipeline.gan.networks import (
     GeneratorOutput,
@@ -43,6 +45,7 @@ class Stage:
     generator: Stage1Generator | Stage2Generator
     discriminator: Stage1Discriminator | Stage2Discriminator
     stage1_generator: Stage1Generator | None
+    encoder: EncoderId | None = None  # of the embeddings it is trained on; None: not trained, or not known
 
     @property
     def image_size(self) -> int:
@@ -82,14 +85,16 @@ class Stage:
 
     def save(self, models_dir: Path) -> None:
         """Write the snapshots of every network to `models_dir`."""
-        config = asdict(self.dims)
+        config = {**asdict(self.dims), "encoder": self.encoder and self.encoder._asdict()}
         if self.stage1_generator is not None:
             save_snapshot(models_dir, "stage1_generator", self.stage1_generator, config)
         save_snapshot(models_dir, "discriminator", self.discriminator, config)
         save_snapshot(models_dir, "generator", self.generator, config)
 
 
-def new_stage(number: int, dims: NetworkDims, *, seed: int, stage1_dir: Path | None = None) -> Stage:
+def new_stage(
+    number: int, dims: NetworkDims, *, seed: int, stage1_dir: Path | None = None, encoder: EncoderId | None = None
+) -> Stage:
     """Make a stage's networks, initialised from the seed.
 
     Args:
@@ -97,6 +102,7 @@ def new_stage(number: int, dims: NetworkDims, *, seed: int, stage1_dir: Path | N
         dims: widths.
         seed: of the initial weights.
         stage1_dir: for Stage-II, the folder with Stage-I's snapshots; None makes an untrained Stage-I.
+        encoder: of the embeddings it will be trained on.
 
     Raises:
         ValueError: the Stage-I snapshot has other widths.
@@ -110,6 +116,7 @@ def new_stage(number: int, dims: NetworkDims, *, seed: int, stage1_dir: Path | N
             generator=stage1,
             discriminator=Stage1Discriminator(dims.embedding_dim, dims.condition_dim, dims.df_dim),
             stage1_generator=None,
+            encoder=encoder,
         )
     else:
         if stage1_dir is not None:
@@ -120,6 +127,7 @@ def new_stage(number: int, dims: NetworkDims, *, seed: int, stage1_dir: Path | N
             generator=_stage2_generator(dims),
             discriminator=Stage2Discriminator(dims.embedding_dim, dims.condition_dim, dims.df_dim),
             stage1_generator=stage1,
+            encoder=encoder,
         )
         initialise(stage.generator, generator)
     initialise(stage.discriminator, generator)
@@ -133,15 +141,32 @@ def load_stage(models_dir: Path) -> tuple[Stage, str]:
         ValueError: a snapshot is missing or altered.
     """
     snapshot = load_snapshot(models_dir, "generator")
-    dims = NetworkDims(**snapshot.config)
-    number = 2 if (models_dir / "stage1_generator.json").is_file() else 1
-    stage = new_stage(number, dims, seed=0)
-    stage.generator.load_state_dict(snapshot.state)
+    has_stage1 = (models_dir / "stage1_generator.json").is_file()
+    stage = _load_generator(2 if has_stage1 else 1, snapshot)
     if stage.stage1_generator is not None:
         stage.stage1_generator.load_state_dict(load_snapshot(models_dir, "stage1_generator").state)
+    return stage, snapshot.sha256
+
+
+def load_stage1_within(stage2_dir: Path) -> tuple[Stage, str]:
+    """Load the Stage-I that Stage-II was trained on out of Stage-II's folder, as `load_stage` does."""
+    snapshot = load_snapshot(stage2_dir, "stage1_generator")
+    return _load_generator(1, snapshot), snapshot.sha256
+
+
+def _load_generator(number: int, snapshot: Snapshot) -> Stage:
+    dims, encoder = _read_config(snapshot.config)
+    stage = new_stage(number, dims, seed=0, encoder=encoder)
+    stage.generator.load_state_dict(snapshot.state)
     for module in stage.modules():
         module.eval().requires_grad_(False)
-    return stage, snapshot.sha256
+    return stage
+
+
+def _read_config(config: dict[str, Any]) -> tuple[NetworkDims, EncoderId | None]:
+    widths = {key: value for key, value in config.items() if key != "encoder"}
+    encoder = config.get("encoder")
+    return NetworkDims(**widths), encoder and EncoderId(**encoder)
 
 
 def _stage1_generator(dims: NetworkDims) -> Stage1Generator:
@@ -166,7 +191,7 @@ def _stage2_generator(dims: NetworkDims) -> Stage2Generator:
 
 def _load_frozen(stage1: Stage1Generator, dims: NetworkDims, stage1_dir: Path) -> None:
     snapshot = load_snapshot(stage1_dir, "generator")
-    found = NetworkDims(**snapshot.config)
+    found, _ = _read_config(snapshot.config)
     for key in ("embedding_dim", "condition_dim", "z_dim", "gf_dim", "conditioning_augmentation"):
         if getattr(found, key) != getattr(dims, key):
             raise ValueError(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.files import write_json
-from pipeline.data.tables import read_embedding_dim, read_embeddings
+from pipeline.data.tables import read_embedding_dim, read_embeddings, read_encoder
+from pipeline.data.transforms import PictureTransform
 from pipeline.gan.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from pipeline.gan.sampling import captioned_grid, paint
 from pipeline.gan.stages import NetworkDims, Stage, new_stage
@@ -80,6 +81,8 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
         rank=rank(),
         num_workers=num_workers(),
         device=device,
+        device_data_bytes=job.hardware.device_data_mb * 2**20,
+        transform=PictureTransform(job.train.transform) if job.train.transform else None,
     )
     for module in stage.modules():
         module.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - untyped overload
@@ -156,10 +159,10 @@ def new_trainer(job: TrainingJob, stage: Stage, autocast: torch.dtype | None) ->
 
 
 def new_stage_for(job: TrainingJob) -> Stage:
-    """Make the networks of a job; the embeddings' metadata says how long an embedding is."""
-    embedding_dim = read_embedding_dim(job.embeddings_dir / "train.parquet")
+    """Make the networks of a job; the embeddings' metadata says how long an embedding is, and what made it."""
+    embeddings_path = job.embeddings_dir / "train.parquet"
     dims = NetworkDims(
-        embedding_dim=embedding_dim,
+        embedding_dim=read_embedding_dim(embeddings_path),
         condition_dim=job.gan.condition_dim,
         z_dim=job.gan.z_dim,
         gf_dim=job.gan.generator_dim,
@@ -167,7 +170,13 @@ def new_stage_for(job: TrainingJob) -> Stage:
         num_residual_blocks=job.gan.num_residual_blocks,
         conditioning_augmentation=job.gan.conditioning_augmentation,
     )
-    return new_stage(job.stage_number, dims, seed=job.train.seed, stage1_dir=job.stage1_dir)
+    return new_stage(
+        job.stage_number,
+        dims,
+        seed=job.train.seed,
+        stage1_dir=job.stage1_dir,
+        encoder=read_encoder(embeddings_path),
+    )
 
 
 def _resume(trainer: Trainer, storage_dir: Path) -> tuple[int, list[dict[str, float]]]:
