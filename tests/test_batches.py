@@ -20,8 +20,8 @@ from pipeline.data.batches import (
     TrainingSet,
     generator_for,
     load_training_set,
-    random_crops,
 )
+from pipeline.data.random_crops import _cut_at_once, _cut_one_by_one, random_crops
 from pipeline.data.shards import ImageShards, shard_path, write_shard
 from pipeline.data.tables import IMAGES, embeddings_schema, write_table
 from pipeline.data.transforms import PictureTransform
@@ -145,6 +145,16 @@ def test_crops_are_those_of_a_plain_loop() -> None:
         expected = picture[top : top + 11, left : left + 11]
         expected = expected[:, ::-1] if flip < 0.5 else expected
         torch.testing.assert_close(crop, torch.from_numpy(expected / 127.5 - 1).permute(2, 0, 1).float())
+
+
+@pytest.mark.parametrize(("load_size", "size"), [(20, 8), (9, 9), (9, 1)])
+def test_a_gpu_would_cut_what_a_processor_cuts(load_size: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, load_size, load_size, 3), dtype=torch.uint8, generator=generator)
+    top, left = torch.randint(0, load_size - size + 1, (2, 40), generator=generator)
+    mirrored = torch.rand(40, generator=generator) < 0.5
+    at_once, one_by_one = (cut(pixels, top, left, mirrored, size) for cut in (_cut_at_once, _cut_one_by_one))
+    assert torch.equal(at_once, one_by_one) and at_once.stride() == one_by_one.stride()
 
 
 @pytest.mark.parametrize(("load_size", "size"), [(76, 64), (304, 256), (5, 5), (9, 1)])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.random_crops import random_crops
 from pipeline.data.shards import ImageShards
 from pipeline.data.tables import read_embeddings, read_images
 from pipeline.data.transforms import MAX_SEED, PictureTransform
@@ -194,28 +195,6 @@ class BatchSource:
             pixels = self._transform(pixels, seeds[self._rows])
         read = torch.from_numpy(pixels)
         return read.pin_memory() if self._device.type == "cuda" else read
-
-
-def random_crops(pixels: Tensor, draws: Tensor, size: int) -> Tensor:
-    """Crop, flip and scale a whole batch on its device.
-
-    Args:
-        pixels: (n, L, L, 3) uint8, contiguous, L >= size.
-        draws: (n, 3) in [0, 1): top, left, and flipped where below 0.5. Each of the L - size + 1 offsets is as likely.
-        size: S.
-
-    Returns:
-        (n, 3, S, S) float32 in [-1, 1], in channels_last memory order.
-    """
-    num_images, load_size = pixels.shape[:2]
-    num_offsets = load_size - size + 1
-    top, left = (draws[:, :2] * num_offsets).long().unbind(1)
-    # Every window of every picture, as a view: (n, num_offsets, num_offsets, S, 3 * S). One gather takes the crops.
-    image, row, column, _ = pixels.stride()
-    windows = pixels.as_strided((num_images, num_offsets, num_offsets, size, 3 * size), (image, row, column, row, 1))
-    crops = windows[torch.arange(num_images, device=pixels.device), top, left].view(num_images, size, size, 3)
-    crops = torch.where((draws[:, 2] < 0.5)[:, None, None, None], crops.flip(2), crops)
-    return crops.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 class _ClassIndex:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.data.batches import random_crops
+from pipeline.data.random_crops import random_crops
 from pipeline.data.shards import Images, ImageShards
 from pipeline.data.snapshots import save_snapshot
 from pipeline.data.tables import read_images
