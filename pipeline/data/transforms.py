@@ -1,7 +1,7 @@
 """An optional albumentations pipeline between the shards and the random crop, named and written out in params.yaml.
 
-The pipeline has the form of `albumentations.to_dict`, so params.yaml says all of it. Each picture has its own seed, drawn
-for the global batch: nothing changes with the number of workers.
+The pipeline has the form of `albumentations.to_dict`, so params.yaml says all of it. Each picture has its own seed,
+drawn for the global batch: nothing changes with the number of workers.
 """
 
 import os

@@ -54,6 +54,29 @@ class Classifier:
     held_out_accuracy: float
     sha256: str
 
+    @property
+    def crop_size(self) -> int:
+        """Return the side of the pictures that it was trained on, in pixels."""
+        return GEOMETRIES[self.network_name].crop_size
+
+    @property
+    def feature_dim(self) -> int:
+        """Return the number of features before the last layer."""
+        return self._last_layer.in_features
+
+    @property
+    def _last_layer(self) -> nn.Linear:
+        layer = self.network.get_submodule("fc")
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def features(self, images: Images, batch_size: int) -> Tensor:
+        """Return what the last layer sees of (N, S, S, 3) uint8 pictures: (N, feature_dim) float32 on the CPU."""
+        parts: list[Tensor] = []
+        with self._last_layer.register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].float().cpu())):
+            self.log_probabilities(images, batch_size)
+        return torch.cat(parts)
+
     def log_probabilities(self, images: Images, batch_size: int) -> Tensor:
         """Classify pictures, resized to the input size by antialiased bilinear interpolation, in float32.
 
