@@ -50,12 +50,13 @@ COMMITTED: dict[str, dict[str, Any]] = yaml.safe_load(PARAMS_PATH.read_text())
 KEYS = [(section, field.name) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
 GROUPS = {
     group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-    for group in ("dataset", "size", "gan", "augmentation", "hardware")
+    for group in ("dataset", "size", "gan", "text", "augmentation", "hardware")
 }
+CROSSED = ("dataset", "size", "gan", "hardware")
 COMBINATIONS = [
-    [f"{group}={choice}" for group, choice in zip(GROUPS, choices, strict=True)]
-    for choices in itertools.product(*GROUPS.values())
-]
+    [f"{group}={choice}" for group, choice in zip(CROSSED, choices, strict=True)]
+    for choices in itertools.product(*(GROUPS[group] for group in CROSSED))
+] + [[f"{group}={choice}"] for group in GROUPS if group not in CROSSED for choice in GROUPS[group]]
 
 
 def write(path: Path, document: object) -> Path:
@@ -298,7 +299,8 @@ def test_params_yaml_is_the_default_composition_of_conf() -> None:
 
 
 def test_naming_the_defaults_changes_nothing() -> None:
-    assert composition(["dataset=demo", "size=demo", "gan=paper", "augmentation=none", "hardware=cpu"]) == COMMITTED
+    defaults = ["dataset=demo", "size=demo", "gan=paper", "text=char_cnn_rnn", "augmentation=none", "hardware=cpu"]
+    assert composition(defaults) == COMMITTED
 
 
 @pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
