@@ -1,12 +1,12 @@
 """Crops a second, from real birds: crop_images' tasks on Ray against a plain loop and against the ceiling of a core.
 
-`plain PIL`   one process, a picture after the other: decode, crop, resize to 304 and 76 by PIL, arrays to one .npy a shard
-`ceiling`     one process that decodes, cuts and resizes as ours does and keeps nothing: no file, table or check of boxes
+`plain PIL`   one process, a picture after the other: decode, crop, resize to 304 and 76 by PIL, one .npy a shard
+`ceiling`     one process that decodes, cuts and resizes as ours does and keeps nothing: no file, table or check
 `decode`      one process that decodes the same files by PIL and does nothing else
 `ours`        map_shards over the jobs of crop_images, Ray and its workers being up; whole shards, synced to the disk
 
-Beside the scaling of ours from one to two workers stands that of the ceiling in one and two processes: what the cores of
-this machine can do (two threads of one core are no two cores).
+Beside the scaling of ours from one to two workers stands that of the ceiling in one and two processes: what the cores
+of this machine can do (two threads of one core are no two cores).
 """
 
 import multiprocessing

@@ -3,14 +3,33 @@
 import argparse
 import logging
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
 
-from pipeline.data.files import replaced_file
-from pipeline.gan.sampling import paint
-from pipeline.gan.stages import load_stage
-from pipeline.text.encoders import load_text_encoder
+from pipeline.data.captions import Caption, captions_of_arguments, captions_of_lines
+from pipeline.data.released import EMBEDDINGS_NAME, import_released
+from pipeline.data.tables import EncoderId
+from pipeline.gan.painting import (
+    MAX_GRID,
+    Picture,
+    Subject,
+    load_painters,
+    pictures_of,
+    subjects_between,
+    write_picture,
+    write_pictures,
+)
+from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
+from pipeline.text.encoders import CharCnnRnnEncoder, TextEncoder, load_text_encoder
+
+logger = logging.getLogger(__name__)
+
+QUICK = 8  # so many pictures are painted without a word
 
 
 def main() -> None:
@@ -18,49 +37,198 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = _parser().parse_args()
     try:
-        generate(arguments.caption, arguments.out, seed=arguments.seed, models_dir=arguments.models)
+        lines = arguments.run(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(arguments.out)
+    print(*lines, sep="\n")
 
 
-def generate(caption: str, out_path: Path, *, seed: int, models_dir: Path) -> None:
-    """Paint one caption with the trained snapshots and write a PNG that names its caption, seed and model.
+def generate(
+    captions: Sequence[Caption],
+    out: str,
+    *,
+    models_dir: Path,
+    seed: int = 0,
+    num_noises: int = 1,
+    both_stages: bool = False,
+    num_interpolated: int | None = None,
+) -> list[Path]:
+    """Paint captions with the trained snapshots into PNGs that say what they show.
 
     Args:
-        caption: any sentence; see pipeline.text.encoders for what is read of it.
-        out_path: a .png file.
-        seed: of the noise; an equal caption, seed and model give an equal picture.
+        captions: any sentences; see pipeline.text.encoders for what is read of them.
+        out: a .png for one picture, or a folder for any number and a grid of them.
         models_dir: with text_encoder/ and stage2/.
+        seed: of the noise; an equal caption, seed and model give an equal picture, whatever is painted beside it.
+        num_noises: pictures of each caption, with the seeds seed, seed + 1, ...
+        both_stages: paint Stage-I's sketches too.
+        num_interpolated: paint so many points on the line between two captions in place of the captions.
+
+    Returns:
+        What was written.
 
     Raises:
-        ValueError: a snapshot is missing, the caption is empty, or out_path is not a .png.
+        ValueError: no caption, one that cannot be embedded, a number out of range, a missing model, or models that do
+            not belong together.
     """
-    if out_path.suffix.lower() != ".png":
-        raise ValueError(f"--out {out_path}: give it a name that ends in .png")
+    _require_ranges(len(captions), seed, num_noises, num_interpolated)
+    num_pictures = (num_interpolated or len(captions)) * num_noises * (1 + both_stages)
+    is_folder = _is_folder(out, num_pictures)
+    encoder = load_text_encoder(models_dir / "text_encoder")
+    painters = load_painters(models_dir, EncoderId(encoder.name, encoder.sha256), both_stages=both_stages)
+    embeddings = _embedded(encoder, captions)
+    texts = [caption.text for caption in captions]
+    if num_interpolated:
+        subjects = subjects_between(texts, embeddings, num_interpolated)
+    else:
+        subjects = [Subject(embedding=row, caption=text) for row, text in zip(embeddings, texts, strict=True)]
+    pictures = pictures_of(subjects, range(seed, seed + num_noises), painters)
+    if is_folder:
+        return _write_folder(pictures, Path(out))
+    write_picture(pictures[0], Path(out))
+    return [Path(out)]
+
+
+def _require_ranges(num_captions: int, seed: int, num_noises: int, num_interpolated: int | None) -> None:
+    if num_captions == 0:
+        raise ValueError('no caption: give one, such as "a small red bird", or --file captions.txt, or - to read them')
     if seed < 0:
         raise ValueError(f"--seed {seed}: give a whole number from 0")
-    encoder = load_text_encoder(models_dir / "text_encoder")
-    stage, sha256 = load_stage(models_dir / "stage2")
-    if encoder.embedding_dim != stage.dims.embedding_dim:
-        raise ValueError(
-            f"{models_dir}: the text encoder gives {encoder.embedding_dim} numbers, Stage-II was trained on "
-            f"{stage.dims.embedding_dim}; run `dvc repro` so that they belong together"
-        )
-    image = Image.fromarray(paint(stage, encoder.encode([caption]), [seed])[0])
-    text = PngImagePlugin.PngInfo()
-    for key, value in (("caption", caption), ("seed", str(seed)), ("model_sha256", sha256)):
-        text.add_itxt(key, value)
-    with replaced_file(out_path) as partial_path:
-        image.save(partial_path, format="PNG", pnginfo=text)
+    if num_noises < 1:
+        raise ValueError(f"--noises {num_noises}: give a whole number from 1")
+    if num_interpolated is not None and num_interpolated < 2:
+        raise ValueError(f"--interpolate {num_interpolated}: give a whole number from 2, both ends are counted")
+    if num_interpolated is not None and num_captions != 2:
+        raise ValueError(f"--interpolate goes from one caption to another: give two, not {num_captions}")
+
+
+def _is_folder(out: str, num_pictures: int) -> bool:
+    """Say whether `out` stands for a folder: it is one, ends in a slash, or has no ending."""
+    path = Path(out)
+    if path.is_dir() or out.endswith("/") or not path.suffix:
+        if path.is_file():
+            raise ValueError(f"--out {out} is a file: give a name that ends in .png, or a folder")
+        return True
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: give a name that ends in .png, or in / for a folder")
+    if num_pictures > 1:
+        raise ValueError(f"--out {out}: {num_pictures} pictures need a folder, such as {path.with_suffix('')}/")
+    return False
+
+
+def _embedded(encoder: TextEncoder, captions: Sequence[Caption]) -> Tensor:
+    """Embed each caption alone, so that its bytes do not depend on the others: (N, embedding_dim) float32."""
+    rows: list[Tensor] = []
+    for caption in captions:
+        try:
+            rows.append(encoder.encode([caption.text], 1))
+        except ValueError as error:
+            raise ValueError(f"{caption.place}: {str(error).removeprefix('captions[0] ')}") from None
+    if isinstance(encoder, CharCnnRnnEncoder):
+        _note_unread([caption.text for caption in captions])
+    return torch.cat(rows)
+
+
+def _note_unread(captions: Sequence[str]) -> None:
+    """Say what the char-CNN-RNN does not see of captions."""
+    num_cut = sum(len(caption) > MAX_CHARS for caption in captions)
+    if num_cut:
+        logger.warning("captions of which only the first %d characters are read: %d", MAX_CHARS, num_cut)
+    num_unknown = sum(char not in ALPHABET for caption in captions for char in caption.lower()[:MAX_CHARS])
+    if num_unknown:
+        logger.warning("characters that the text encoder does not know, passed over: %d", num_unknown)
+
+
+def _write_folder(pictures: Sequence[Picture], out_dir: Path) -> list[Path]:
+    if len(pictures) > MAX_GRID:
+        logger.warning("grid.png shows the first %d of %d pictures", MAX_GRID, len(pictures))
+    console, is_long = Console(stderr=True), len(pictures) > QUICK
+    if is_long and not console.is_terminal:
+        logger.info("painting %d pictures", len(pictures))
+    disable = not (is_long and console.is_terminal)
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=disable) as bar:
+        return list(bar.track(write_pictures(pictures, out_dir), len(pictures) + 1, description="painting"))
+
+
+def _generate(arguments: argparse.Namespace) -> Iterable[object]:
+    return generate(
+        _captions_of(arguments),
+        arguments.out,
+        models_dir=arguments.models,
+        seed=arguments.seed,
+        num_noises=arguments.noises,
+        both_stages=arguments.both_stages,
+        num_interpolated=arguments.interpolate,
+    )
+
+
+def _captions_of(arguments: argparse.Namespace) -> list[Caption]:
+    if arguments.captions and arguments.file:
+        raise ValueError("captions are given both as arguments and with --file: choose one")
+    if arguments.captions == ["-"] or arguments.file == "-":
+        return captions_of_lines(sys.stdin.buffer, "standard input")
+    if arguments.file:
+        with Path(arguments.file).open("rb") as file:
+            return captions_of_lines(file, arguments.file)
+    return captions_of_arguments(arguments.captions)
+
+
+def _import_embeddings(arguments: argparse.Namespace) -> Iterable[str]:
+    imported = import_released(
+        arguments.folder,
+        arguments.out,
+        embeddings_name=arguments.embeddings,
+        captions_per_image=arguments.captions,
+    )
+    return [
+        f"{split.path}: {split.num_images} pictures, {split.captions_per_image} captions each, "
+        f"{split.embedding_dim} numbers"
+        for split in imported
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stackgan", description="Pictures from sentences with StackGAN.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    command = commands.add_parser("generate", help="paint a sentence with the trained models")
-    command.add_argument("caption", help='such as "a small red bird with black wings"')
-    command.add_argument("--out", type=Path, required=True, help="the .png file to write")
-    command.add_argument("--seed", type=int, default=0, help="another seed, another picture (default 0)")
-    command.add_argument("--models", type=Path, default=Path("models"), help="folder of the snapshots (default models)")
+    command = commands.add_parser(
+        "generate",
+        help="paint sentences with the trained models",
+        usage="stackgan generate CAPTION [CAPTION ...] --out PATH [options]",
+        description="Paint sentences with the trained models. Each PNG carries its caption, seed and model hashes.",
+    )
+    command.add_argument(
+        "captions",
+        nargs="*",
+        metavar="CAPTION",
+        help='such as "a small red bird with black wings"; a lone - reads them from standard input, one a line',
+    )
+    command.add_argument("--file", metavar="PATH", help="read captions from here instead, one a line, UTF-8")
+    command.add_argument(
+        "--out", required=True, metavar="PATH", help="a .png for one picture; a folder/ for many, and their grid.png"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another picture (default 0)")
+    command.add_argument(
+        "--noises", type=int, default=1, metavar="N", help="pictures of each caption, with seeds S to S + N - 1"
+    )
+    command.add_argument("--both-stages", action="store_true", help="write the sketches of Stage-I beside Stage-II")
+    command.add_argument(
+        "--interpolate", type=int, metavar="N", help="N pictures on the way between two captions, with equal noise"
+    )
+    command.add_argument(
+        "--models", type=Path, default=Path("models"), metavar="DIR", help="folder of the snapshots (default models)"
+    )
+    command.set_defaults(run=_generate)
+    command = commands.add_parser(
+        "import-embeddings", help="bring the published code's pickled embeddings into Parquet"
+    )
+    command.add_argument("folder", type=Path, help="data folder of the published code, such as Data/birds")
+    command.add_argument("--out", type=Path, required=True, help="the folder for train.parquet and test.parquet")
+    command.add_argument(
+        "--embeddings",
+        default=EMBEDDINGS_NAME,
+        metavar="NAME",
+        help=f"the file of embeddings in train/ and test/ (default {EMBEDDINGS_NAME})",
+    )
+    command.add_argument("--captions", type=int, metavar="K", help="keep the first K of each picture (default all)")
+    command.set_defaults(run=_import_embeddings)
     return parser

@@ -51,7 +51,9 @@ def quieten_logs() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_workers: int) -> list[Result]:
+def map_shards(
+    work: Callable[[Job], Result], jobs: Sequence[Job], *, num_workers: int, use_gpu: bool = False
+) -> list[Result]:
     """Run `work` on every job as a Ray task on one CPU, and return the results in the order of the jobs.
 
     A task whose worker died is tried again; no more jobs are handed out than run, so memory is bounded by those.
@@ -60,6 +62,7 @@ def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_worker
         work: a module's function; it must write its output under a temporary name, since it may run twice.
         jobs: what it is called with.
         num_workers: how many tasks run at once.
+        use_gpu: give each task a GPU.
 
     Raises:
         ValueError: raised by `work`, once the tasks under way have ended; no further ones are started.
@@ -71,7 +74,7 @@ def map_shards(work: Callable[[Job], Result], jobs: Sequence[Job], *, num_worker
     from rich.progress import Progress
 
     start(num_workers)
-    task = ray.remote(num_cpus=1, max_retries=3)(work)
+    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_retries=3)(work)
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
     waiting = list(enumerate(jobs))[::-1]

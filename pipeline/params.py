@@ -153,7 +153,7 @@ class FitTextEncoderParams:
 
     encoder: Literal["char_cnn_rnn", "pretrained"]  # the paper's, trained here, or one that is taken as it is
     pretrained_model: str  # for encoder: pretrained: a folder or a hub's name; empty otherwise
-    image_features: Literal["joint", "classifier"]  # a small network trained beside it, or train_classifier's, frozen
+    image_features: Literal["data/crops/train", "models/classifier"]  # trained on these, or that, frozen
     rnn: Literal["gru", "relu"]  # the published CUB form or the Oxford-102 form
     conv_dims: tuple[int, ...]
     embedding_dim: int

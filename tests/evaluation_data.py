@@ -15,7 +15,8 @@ import torch
 from pipeline.data.shards import shard_path, write_shard
 from pipeline.data.tables import IMAGES, SAMPLES, write_table
 from pipeline.text.char_cnn_rnn import CharCnnRnn
-from pipeline.text.encoders import ImageEncoder, save_text_encoder
+from pipeline.text.encoders import save_text_encoder
+from pipeline.text.image_encoders import ImageEncoder
 
 Images = npt.NDArray[np.uint8]
 

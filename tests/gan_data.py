@@ -7,12 +7,22 @@ import pyarrow as pa
 
 from pipeline.data.shards import shard_path, write_shard
 from pipeline.data.tables import IMAGES, embeddings_schema, write_table
+from pipeline.gan.stages import NetworkDims
 from pipeline.gan.training import TrainingJob
 from pipeline.params import GanParams, HardwareParams, TrainParams
 
 EMBEDDING_DIM = 12
 CAPTIONS_PER_IMAGE = 5
 
+DIMS = NetworkDims(
+    embedding_dim=EMBEDDING_DIM,
+    condition_dim=8,
+    z_dim=6,
+    gf_dim=8,
+    df_dim=4,
+    num_residual_blocks=1,
+    conditioning_augmentation=True,
+)
 GAN = GanParams(
     generator_dim=8,
     discriminator_dim=4,

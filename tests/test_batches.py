@@ -235,6 +235,16 @@ def test_pictures_on_the_device_give_the_batches_of_the_memory_map(training_set:
     assert all(equal(mapped.batch(step), resident.batch(step)) for step in (0, 1, 2, 3, 11))
 
 
+def test_reading_a_step_ahead_changes_nothing(training_set: TrainingSet) -> None:
+    plain, ahead = (
+        source(training_set, transform=darker_or_lighter()),
+        source(training_set, transform=darker_or_lighter()),
+    )
+    ahead._reads_ahead = True  # as for a GPU
+    for step in (0, 1, 2, 3, 4, 9, 10, 2, 2):  # within and across epochs, backwards, twice
+        assert equal(plain.batch(step), ahead.batch(step))
+
+
 def test_pictures_are_kept_on_the_device_within_the_budget_alone(
     training_set: TrainingSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.text.char_cnn_rnn import (
     ALPHABET,
     CONV3_LENGTH,
+    KERNEL_WIDTH,
     MAX_CHARS,
     NUM_RNN_STEPS,
+    POOL_WIDTH,
+    POOLED_WIDTH,
     CharCnnRnn,
     GatedRnn,
     Rnn,
+    _distinct_windows,
     character_codes,
     joint_embedding_loss,
 )
@@ -168,26 +174,61 @@ def test_gradients_equal_those_of_the_plain_one_hot_network(rnn: Rnn) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
-def test_gathered_convolution_equals_the_one_hot_product(dtype: torch.dtype, tolerance: float) -> None:
-    network = CharCnnRnn().to(dtype)
+def test_output_equals_the_plain_one_hot_network_at_the_published_widths(dtype: torch.dtype, tolerance: float) -> None:
+    network = CharCnnRnn()
+    network.initialise(torch.Generator().manual_seed(0))
     codes = torch.randint(0, 71, (3, MAX_CHARS), generator=torch.Generator().manual_seed(1))
-    gathered = network._gathered_conv1(codes).transpose(1, 2)
-    torch.testing.assert_close(gathered, network.conv1(one_hot(codes, dtype)), rtol=0, atol=tolerance)
+    expected = plain_forward(network.double(), codes)
+    assert expected.abs().max() > 0.1
+    embeddings = network.to(dtype)(codes).double()
+    torch.testing.assert_close(embeddings, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("num_chars", [0, 1, 2, 3, 4, 9, 26, 27, 28, 100, 191, 192, 197, 198, 199, 200, 201])
-def test_padding_is_computed_once_and_repeated_at_any_length(num_chars: int) -> None:
-    network = network_of("gru").double()
+@pytest.mark.parametrize("rnn", RNNS)
+def test_output_equals_the_plain_one_hot_network_at_any_length(rnn: Rnn, num_chars: int) -> None:
+    network = network_of(rnn).double()
     codes = torch.zeros(2, MAX_CHARS, dtype=torch.int64)
     codes[:, :num_chars] = torch.randint(1, 71, (2, num_chars), generator=torch.Generator().manual_seed(2))
-    assert network.convolve(codes).shape[2] == min(-(-num_chars // 9) + 1, CONV3_LENGTH)
     torch.testing.assert_close(network(codes), plain_forward(network, codes), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("rnn", RNNS)
-def test_a_full_caption_is_shortened_to_18_positions(rnn: Rnn) -> None:
-    assert network_of(rnn).convolve(character_codes(["a" * MAX_CHARS])).shape == (1, 8, 18)
-    assert NUM_RNN_STEPS == {"gru": 18, "relu": 8}
+def test_a_window_is_computed_once_whoever_has_it() -> None:
+    network = network_of("gru")
+    alone, places = network.convolve(character_codes(["a red bird"]))
+    assert places.shape == (1, CONV3_LENGTH)
+    assert len(alone) == 3  # the windows that start at the 1st and at the 10th character, and the padding's
+    again, places = network.convolve(character_codes(["a red bird", "a red bird  ", "", "a red bird"]))
+    assert len(again) == 5  # the two blanks stand in both of the first windows
+    assert torch.equal(places[0], places[3])
+    assert len(set(places[2].tolist())) == 1 and places[2, 0] == places[0, 2] == places[1, 2]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 6), st.integers(1, 3), st.sampled_from([2, 70, 3000, 10**6]))
+def test_distinct_windows_are_those_of_a_set(data: st.DataObject, width: int, stride: int, num_ids: int) -> None:
+    length = data.draw(st.integers(width, 9))
+    rows = data.draw(st.lists(st.lists(st.integers(0, num_ids), min_size=length, max_size=length), max_size=5))
+    ids = torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
+    windows, places = _distinct_windows(ids, width, stride=stride)
+    assert torch.equal(windows[places], ids.unfold(1, width, stride))
+    assert len(set(map(tuple, windows.tolist()))) == len(windows)
+    assert len(places.unique()) == len(windows)
+
+
+def test_published_lengths_are_66_21_18_and_8() -> None:
+    ids = torch.arange(MAX_CHARS)[None]
+    lengths = [MAX_CHARS]
+    for width, stride in ((POOLED_WIDTH, POOL_WIDTH), (POOLED_WIDTH, POOL_WIDTH), (KERNEL_WIDTH, 1), (POOL_WIDTH, 2)):
+        ids = _distinct_windows(ids, width, stride=stride)[1]
+        lengths.append(ids.shape[1])
+    assert lengths == [201, 66, 21, CONV3_LENGTH, NUM_RNN_STEPS["relu"]]
+    assert NUM_RNN_STEPS["gru"] == CONV3_LENGTH
+
+
+def test_no_captions_give_no_embeddings() -> None:
+    for rnn in RNNS:
+        assert network_of(rnn)(character_codes([])).shape == (0, 6)
 
 
 @pytest.mark.parametrize("rnn", RNNS)
@@ -219,17 +260,17 @@ def test_initial_weights_are_uniform_and_follow_the_generator() -> None:
 
 
 def test_closed_update_gate_keeps_the_first_state_and_an_open_one_takes_the_candidate() -> None:
-    rnn = GatedRnn(hidden_dim=1, num_steps=2).double()
-    x = torch.tensor([[[0.3], [0.9]]], dtype=torch.float64)
+    rnn = GatedRnn(hidden_dim=1).double()
+    x, places = torch.tensor([[0.3], [0.9]], dtype=torch.float64), torch.tensor([[0, 1]])
     with torch.no_grad():
         for parameter in rnn.parameters():
             parameter.zero_()
         rnn.input_terms.weight[2] = 1.0
-        first, second = torch.tanh(x[0, :, 0])
+        first, second = torch.tanh(x[:, 0])
         rnn.input_terms.bias[0] = -1e3
-        assert rnn(x).item() == pytest.approx(first.item())
+        assert rnn(x, places).item() == pytest.approx(first.item())
         rnn.input_terms.bias[0] = 1e3
-        assert rnn(x).item() == pytest.approx((first + second).item() / 2)
+        assert rnn(x, places).item() == pytest.approx((first + second).item() / 2)
 
 
 def test_an_unknown_form_is_refused_by_its_key() -> None:

@@ -205,3 +205,21 @@ def test_a_batch_of_one_picture_is_refused(train: Train, tmp_path: Path) -> None
 def test_missing_crops_are_refused(train: Train, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images\.parquet is missing"):
         train(tmp_path / "models", crops_dir=tmp_path)
+
+
+def test_train_classes_are_those_of_the_train_split_alone(train: Train, tmp_path: Path) -> None:
+    report = train(tmp_path, classes="train", num_epochs=1)
+    classifier = load_classifier(tmp_path)
+    assert (classifier.classes, classifier.class_ids) == ("train", (1, 2, 5))
+    assert "it knows the train classes, so it cannot name those of the pictures" in str(report["note"])
+
+
+def test_features_are_what_the_last_layer_sees(trained: tuple[Path, dict[str, Any]]) -> None:
+    classifier = load_classifier(trained[0])
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    features = classifier.features(images, batch_size=2)
+    assert features.shape == (5, classifier.feature_dim) == (5, 512)
+    assert classifier.crop_size == 64
+    logits = features @ classifier.network.get_parameter("fc.weight").T + classifier.network.get_parameter("fc.bias")
+    expected = classifier.log_probabilities(images, batch_size=5)
+    torch.testing.assert_close(logits.double().log_softmax(1), expected, rtol=0, atol=1e-4)

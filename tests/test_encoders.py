@@ -1,65 +1,25 @@
-"""pipeline.text.encoders: features come from the centre, and frozen encoders answer alike anywhere."""
+"""pipeline.text.encoders: a frozen char-CNN-RNN answers alike anywhere, and the snapshot says which encoder it is."""
 
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from pipeline.text.char_cnn_rnn import CharCnnRnn, character_codes
-from pipeline.text.encoders import (
-    ImageEncoder,
-    TextEncoder,
-    encode_images,
-    load_image_encoder,
-    load_text_encoder,
-    network_input,
-    save_text_encoder,
-)
+from pipeline.text.encoders import CharCnnRnnEncoder, load_text_encoder, save_text_encoder
+from pipeline.text.image_encoders import encode_images, load_image_encoder
+from pipeline.text.pretrained import snapshot_sha256
 from tests.text_data import TrainingSet, fitted
 
 
-def frozen_encoder(embedding_dim: int = 32) -> TextEncoder:
+def frozen_encoder(embedding_dim: int = 32) -> CharCnnRnnEncoder:
     network = CharCnnRnn(embedding_dim=embedding_dim)
     network.initialise(torch.Generator().manual_seed(0))
-    return TextEncoder(
+    return CharCnnRnnEncoder(
         name="char_cnn_rnn", network=network.eval().requires_grad_(False), embedding_dim=embedding_dim, sha256=""
     )
-
-
-# ---- image network
-
-
-def test_pixels_0_and_255_become_minus_one_and_one() -> None:
-    x = network_input(np.array([0, 255, 51], dtype=np.uint8).reshape(1, 1, 1, 3))
-    assert x.shape == (1, 3, 1, 1)
-    assert x.flatten().tolist() == pytest.approx([-1, 1, -0.6])
-
-
-def test_image_features_have_the_embeddings_shape_and_a_gradient_everywhere() -> None:
-    network = ImageEncoder(embedding_dim=20)
-    network.initialise(torch.Generator().manual_seed(0))
-    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    features = network(x)
-    assert features.shape == (3, 20)
-    features.square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
-
-
-def test_image_features_come_from_the_centre_and_do_not_depend_on_the_batch() -> None:
-    data = TrainingSet()
-    network = fitted(data).image_encoder
-    features = encode_images(network, data.images)
-    torch.testing.assert_close(encode_images(network, data.images, batch_size=3), features)
-    with torch.inference_mode():
-        expected = network(network_input(data.images[:, 6:70, 6:70]))
-    torch.testing.assert_close(features, expected)
-    data.images[:, :6] = data.images[:, 70:] = data.images[:, :, :6] = data.images[:, :, 70:] = 0
-    assert torch.equal(encode_images(network, data.images), features)
-
-
-# ---- frozen encoders
 
 
 def test_an_embedding_does_not_depend_on_its_batch_or_its_place() -> None:
@@ -88,6 +48,15 @@ def test_long_captions_are_cut_and_capitals_folded() -> None:
     assert torch.equal(encoder.encode(["ab" * 200]), encoder.encode(["AB" * 100 + "a"]))
 
 
+@pytest.mark.parametrize("strange", ["\U0001f426", "赤い鳥", "\x00\x07", "\ud800", "é"])
+def test_characters_outside_the_alphabet_are_zero_rows_whatever_they_are(strange: str) -> None:
+    # Each takes the place of one character: the rows of a one-hot matrix, all zero, as the published code has them.
+    encoder = frozen_encoder()
+    expected = encoder.encode(["a " + "\x01" * len(strange) + " red bird"])
+    assert torch.equal(encoder.encode([f"a {strange} red bird"]), expected)
+    assert not torch.equal(encoder.encode(["a red bird"]), expected)
+
+
 @pytest.mark.parametrize(
     ("caption", "message"),
     [("", "is empty"), (" \n", "is empty"), ("赤い鳥", "赤い鳥.*no character"), ("\x07\U0001f426", "no character")],
@@ -100,6 +69,7 @@ def test_a_caption_that_says_nothing_is_refused_by_its_place(caption: str, messa
 def test_saved_and_loaded_encoders_give_identical_output(tmp_path: Path) -> None:
     data = TrainingSet()
     encoders = fitted(data)
+    assert encoders.text_encoder is not None
     save_text_encoder(tmp_path, encoders.text_encoder, encoders.image_encoder)
     loaded = load_text_encoder(tmp_path)
     with torch.inference_mode():
@@ -114,6 +84,7 @@ def test_saved_and_loaded_encoders_give_identical_output(tmp_path: Path) -> None
 
 def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     encoders = fitted(TrainingSet())
+    assert encoders.text_encoder is not None
     for folder in (tmp_path / "a", tmp_path / "b"):
         save_text_encoder(folder, encoders.text_encoder, encoders.image_encoder)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -128,7 +99,50 @@ def test_another_kind_of_encoder_is_refused_by_its_file(tmp_path: Path) -> None:
     manifest = json.loads(config_path.read_text())
     manifest["config"]["encoder"] = "skip_thought"
     config_path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"text_encoder\.json.*'skip_thought'"):
+    with pytest.raises(
+        ValueError, match=r"text_encoder\.json.*'skip_thought' is neither 'char_cnn_rnn' nor 'pretrained'"
+    ):
         load_text_encoder(tmp_path)
     with pytest.raises(ValueError, match="image_encoder"):
         load_image_encoder(tmp_path)
+
+
+def test_a_missing_torn_or_altered_snapshot_is_refused_by_its_file(tmp_path: Path) -> None:
+    save_text_encoder(tmp_path, frozen_encoder().network)
+    config_path, weights_path = tmp_path / "text_encoder.json", tmp_path / "text_encoder.safetensors"
+    manifest, weights = config_path.read_bytes(), bytearray(weights_path.read_bytes())
+    weights[-1] ^= 1
+    weights_path.write_bytes(weights)
+    with pytest.raises(
+        ValueError, match=r"text_encoder\.safetensors is not what text_encoder\.json describes \(sha256\)"
+    ):
+        load_text_encoder(tmp_path)
+    config_path.write_bytes(manifest[:20])
+    with pytest.raises(ValueError, match=r"text_encoder\.json is torn"):
+        load_text_encoder(tmp_path)
+    config_path.unlink()
+    with pytest.raises(ValueError, match=r"text_encoder\.json is missing: run `dvc repro`"):
+        load_text_encoder(tmp_path)
+
+
+def test_a_pickle_in_place_of_safetensors_is_not_read(tmp_path: Path) -> None:
+    encoder = frozen_encoder()
+    save_text_encoder(tmp_path, encoder.network)
+    (tmp_path / "text_encoder.safetensors").unlink()
+    torch.save(encoder.network.state_dict(), tmp_path / "text_encoder.bin")
+    with pytest.raises(ValueError, match=r"text_encoder\.safetensors is missing"):
+        load_text_encoder(tmp_path)
+
+
+def test_a_pretrained_encoder_without_its_library_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = {"pooling": "mean", "normalize": True, "lower_case": False, "max_length": 8}
+    config = {"encoder": "pretrained", "source": "some", "embedding_dim": 4, **form}
+    (tmp_path / "pretrained").mkdir()
+    sha256 = snapshot_sha256(tmp_path / "pretrained", config)
+    manifest = {"contract": "snapshot/v1", "sha256": sha256, "config": config}
+    (tmp_path / "text_encoder.json").write_text(json.dumps(manifest))
+    monkeypatch.setitem(sys.modules, "transformers", None)  # what an import of it meets where it is not installed
+    with pytest.raises(ValueError, match=r"needs transformers .*pip install 'stackgan-pipeline\[pretrained\]'"):
+        load_text_encoder(tmp_path)

@@ -7,53 +7,50 @@ import pytest
 import torch
 
 from pipeline.text.char_cnn_rnn import character_codes
-from pipeline.text.encoders import encode_images
 from pipeline.text.fitting import PairSampler, random_crops
+from pipeline.text.image_encoders import FeatureProjection, encode_images
 from pipeline.text.retrieval import class_retrieval
 from tests.text_data import COLOURS, TrainingSet, fitted, weights_of
 
 # ---- what a step draws
 
 
+def sampler_of(data: TrainingSet, *, batch_size: int = 40, seed: int = 0) -> PairSampler:
+    return PairSampler(data.class_ids, [len(of_image) for of_image in data.captions], batch_size=batch_size, seed=seed)
+
+
 def test_a_batch_holds_distinct_classes_with_an_image_and_a_caption_of_each() -> None:
-    rng = np.random.default_rng(0)
-    class_ids = rng.permutation(np.repeat(np.arange(50), 3))
-    images = np.broadcast_to(np.arange(150, dtype=np.uint8)[:, None, None, None], (150, 76, 76, 3))
-    captions = [[f"image {row} caption {k}" for k in range(1 + row % 4)] for row in range(150)]
-    place_of = {tuple(character_codes([line])[0].tolist()): row for row, of in enumerate(captions) for line in of}
-    sampler = PairSampler(images, class_ids, captions, batch_size=40, seed=1)
+    class_ids = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 3))
+    counts = [1 + row % 4 for row in range(150)]
+    owners = np.repeat(np.arange(150), counts)
+    sampler = PairSampler(class_ids, counts, batch_size=40, seed=1)
     seen_rows: set[int] = set()
     for step in range(30):
-        batch, codes = sampler.pairs_of(step)
-        rows = ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-        assert batch.shape == (40, 3, 64, 64)
+        rows, caption_rows, _ = sampler.pairs_of(step)
         assert len(set(class_ids[rows])) == 40
-        assert rows == [place_of[tuple(code)] for code in codes.tolist()]
-        seen_rows.update(rows)
+        assert np.array_equal(owners[caption_rows], rows)
+        seen_rows.update(rows.tolist())
     assert len(seen_rows) == 150
 
 
 def test_all_captions_of_an_image_are_drawn() -> None:
-    data = TrainingSet()
-    sampler = PairSampler(data.images, data.class_ids, data.captions, batch_size=40, seed=0)
-    drawn = {tuple(code) for step in range(60) for code in sampler.pairs_of(step)[1].tolist()}
-    assert drawn == {tuple(code) for of_image in data.captions for code in character_codes(of_image).tolist()}
+    sampler = sampler_of(TrainingSet())
+    drawn = {row for step in range(200) for row in sampler.pairs_of(step).caption_rows.tolist()}
+    assert drawn == set(range(sampler.num_captions)) == set(range(60))
 
 
 def test_all_classes_are_used_where_there_are_fewer_than_the_batch_size() -> None:
-    data = TrainingSet()
-    sampler = PairSampler(data.images, data.class_ids, data.captions, batch_size=40, seed=0)
-    assert sampler.num_classes == 4
-    assert sampler.pairs_of(0)[0].shape[0] == 4
+    sampler = sampler_of(TrainingSet())
+    assert sampler.num_classes == len(sampler.pairs_of(0).image_rows) == 4
 
 
 def test_a_step_depends_on_seed_and_step_alone() -> None:
-    data = TrainingSet()
-    samplers = [PairSampler(data.images, data.class_ids, data.captions, batch_size=4, seed=seed) for seed in (3, 3, 4)]
+    samplers = [sampler_of(TrainingSet(), batch_size=4, seed=seed) for seed in (3, 3, 4)]
     samplers[0].pairs_of(0)
-    (first, _), (again, _), (other, _) = (sampler.pairs_of(7) for sampler in samplers)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    first, again, other = (sampler.pairs_of(7) for sampler in samplers)
+    assert np.array_equal(first.image_rows, again.image_rows)
+    assert first.rng.random() == again.rng.random() != other.rng.random()
+    assert not np.array_equal(first.caption_rows, other.caption_rows)
 
 
 def test_crops_cover_every_place_borders_included_and_half_are_mirrored() -> None:
@@ -77,6 +74,7 @@ def test_training_tells_colours_apart() -> None:
     encoders = fitted(data, num_steps=80, lr_decay=1.0)
     assert np.mean([step.accuracy for step in encoders.history[-20:]]) > 0.9
     captions = [f"the small bird is {word}" for word in COLOURS]
+    assert encoders.text_encoder is not None
     with torch.inference_mode():
         text_features = encoders.text_encoder(character_codes(captions))
     scores = class_retrieval(
@@ -136,7 +134,7 @@ def test_every_step_is_reported() -> None:
     encoders = fitted(TrainingSet(), num_steps=3, on_step=record)
     assert calls == [tuple(step) for step in encoders.history]
     assert [step for step, _, _ in calls] == [1, 2, 3]
-    assert not encoders.text_encoder.training
+    assert encoders.text_encoder is not None and not encoders.text_encoder.training
     assert not encoders.image_encoder.training
 
 
@@ -167,3 +165,63 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     data.class_ids[:] = 1
     with pytest.raises(ValueError, match="1 class in the training set"):
         fitted(data)
+
+
+# ---- training beside a frozen text encoder, and on frozen features
+
+
+def unit_embeddings(data: TrainingSet, dim: int = 16) -> torch.Tensor:
+    """Unit-length embeddings of a frozen encoder to which all captions are much alike, as real ones are."""
+    generator = torch.Generator().manual_seed(0)
+    common, of_class = torch.randn(dim, generator=generator), torch.randn(10, dim, generator=generator)
+    rows = [2 * common + of_class[class_id] for class_id in data.class_ids.tolist() for _ in range(3)]
+    return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+def test_unit_length_embeddings_meet_the_margin_without_a_scale() -> None:
+    # Scores are dot products and image features are free in length: that alone lets differences of scores grow to 1.
+    data = TrainingSet()
+    embeddings = unit_embeddings(data)
+    before = embeddings.clone()
+    encoders = fitted(data, num_steps=150, lr_decay=1.0, embeddings=embeddings)
+    assert encoders.text_encoder is None
+    assert torch.equal(embeddings, before)
+    assert encoders.image_encoder.embedding_dim == 16
+    assert np.mean([step.loss for step in encoders.history[-20:]]) < 0.1 * encoders.history[0].loss
+    unseen = TrainingSet(seed=1)
+    scores = class_retrieval(
+        encode_images(encoders.image_encoder, unseen.images),
+        torch.from_numpy(unseen.class_ids),
+        embeddings,
+        torch.from_numpy(data.class_ids).repeat_interleave(3),
+    )
+    assert scores.top1 > 0.9
+
+
+class MeanColour:
+    """A frozen network that gives the mean colour."""
+
+    sha256, class_ids, crop_size, feature_dim = "", (5, 2, 9, 4), 64, 3
+
+    def features(self, images: np.ndarray, batch_size: int) -> torch.Tensor:
+        assert images.shape[1:] == (64, 64, 3)
+        return torch.from_numpy(images.mean(axis=(1, 2)) / 127.5 - 1).float()
+
+
+@pytest.mark.parametrize("text", ["char_cnn_rnn", "frozen"])
+def test_a_projection_of_frozen_features_learns_too(text: str) -> None:
+    data = TrainingSet()
+    embeddings = unit_embeddings(data) if text == "frozen" else None
+    encoders = fitted(data, num_steps=150, lr_decay=1.0, features=MeanColour(), embeddings=embeddings)
+    assert isinstance(encoders.image_encoder, FeatureProjection)
+    assert np.mean([step.accuracy for step in encoders.history[-20:]]) > 0.9
+
+
+def test_embeddings_or_images_that_do_not_fit_are_refused() -> None:
+    data = TrainingSet()
+    with pytest.raises(ValueError, match="59 embeddings for 60 captions"):
+        fitted(data, embeddings=torch.zeros(59, 16))
+    features = MeanColour()
+    features.crop_size = 256
+    with pytest.raises(ValueError, match=r"need uint8 .* S >= 256"):
+        fitted(data, features=features)

@@ -8,20 +8,12 @@ import torch
 from PIL import Image
 
 from pipeline.data.shards import ImageShards
-from pipeline.data.tables import read_table
+from pipeline.data.tables import EncoderId, read_table
 from pipeline.gan.sampling import captioned_grid, generate_samples, noise_for, paint, to_uint8
-from pipeline.gan.stages import NetworkDims, Stage, load_stage, new_stage
-from tests.gan_data import CAPTIONS_PER_IMAGE, EMBEDDING_DIM, write_training_set
+from pipeline.gan.stages import Stage, load_stage, load_stage1_within, new_stage
+from pipeline.gan.training import new_stage_for
+from tests.gan_data import CAPTIONS_PER_IMAGE, DIMS, EMBEDDING_DIM, training_job, write_training_set
 
-DIMS = NetworkDims(
-    embedding_dim=EMBEDDING_DIM,
-    condition_dim=8,
-    z_dim=6,
-    gf_dim=8,
-    df_dim=4,
-    num_residual_blocks=1,
-    conditioning_augmentation=True,
-)
 TEXTS = torch.randn(5, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
 
 
@@ -58,6 +50,30 @@ def test_a_saved_stage_paints_the_same_pictures(stage: Stage, tmp_path: Path) ->
     stage.save(tmp_path)
     loaded, _ = load_stage(tmp_path)
     np.testing.assert_array_equal(paint(stage, TEXTS, [0, 1, 2, 3, 4]), paint(loaded, TEXTS, [0, 1, 2, 3, 4]))
+
+
+def test_the_stage1_within_stage2_paints_what_stage2_refines(tmp_path: Path) -> None:
+    stage2 = new_stage(2, DIMS, seed=3)
+    stage2.save(tmp_path)
+    stage1, _ = load_stage1_within(tmp_path)
+    assert stage1.image_size == 64 and stage2.stage1_generator is not None
+    z, eps = noise_for([8], stage2.noise_dim)[:, : DIMS.z_dim + DIMS.condition_dim].split(
+        (DIMS.z_dim, DIMS.condition_dim), 1
+    )
+    with torch.no_grad():
+        sketch = to_uint8(stage2.stage1_generator(TEXTS[:1], z, eps).images)
+    np.testing.assert_array_equal(paint(stage1, TEXTS[:1], [8]), sketch)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stage_names_the_encoder_of_its_embeddings_and_so_do_its_snapshots(number: int, tmp_path: Path) -> None:
+    write_training_set(tmp_path, num_train=3, num_test=2)
+    stage = new_stage_for(training_job(tmp_path, tmp_path, stage_number=number))
+    assert stage.encoder == EncoderId("test", "0")
+    stage.save(tmp_path / "models")
+    assert load_stage(tmp_path / "models")[0].encoder == EncoderId("test", "0")
+    new_stage(number, DIMS, seed=0).save(tmp_path / "models")
+    assert load_stage(tmp_path / "models")[0].encoder is None
 
 
 def test_longer_noise_of_a_seed_begins_with_the_shorter() -> None:

@@ -12,10 +12,12 @@ import torch
 from pipeline.data.files import file_sha256
 from pipeline.data.shards import ImageShards, shard_path, write_shard
 from pipeline.data.tables import read_images
+from pipeline.evaluation.classifier import load_classifier
 from pipeline.evaluation.classifier_training import train_classifier
-from pipeline.evaluation.pictures import read_samples, real_counterparts
+from pipeline.evaluation.pictures import CaptionedPictures, read_samples, real_counterparts
 from pipeline.evaluation.scores import area_reduced, evaluate_samples, within_caption_distance
-from pipeline.text.encoders import encode_images, load_image_encoder, load_text_encoder
+from pipeline.text.encoders import load_text_encoder
+from pipeline.text.image_encoders import FeatureProjection, encode_images, load_image_encoder, save_image_encoder
 from pipeline.text.retrieval import r_precision
 from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_encoders, write_samples
 
@@ -90,20 +92,23 @@ def test_every_score_carries_its_protocol(inputs: Inputs, scores: dict[str, Any]
     assert protocol["classifier_held_out_accuracy"] == 1
 
 
-def test_r_precision_is_that_of_the_captions_of_other_classes(inputs: Inputs, scores: dict[str, Any]) -> None:
-    pictures = read_samples(inputs.samples_dir)["stage1"]
-    text_encoder = load_text_encoder(inputs.text_encoder_dir)
-    candidates = [
-        (image["class_id"], text) for image in read_images(inputs.crops_dir, "test") for text in image["captions"]
-    ]
+def retrieval_of(crops_dir: Path, encoder_dir: Path, pictures: CaptionedPictures, features: torch.Tensor) -> float:
+    """R-precision of pictures' features, from captions drawn and embedded one by one."""
+    text_encoder = load_text_encoder(encoder_dir)
+    candidates = [(image["class_id"], text) for image in read_images(crops_dir, "test") for text in image["captions"]]
     wrong = torch.empty(len(pictures.rows), NUM_WRONG, text_encoder.embedding_dim)
     for index, row in enumerate(pictures.rows):
         others = [text for class_id, text in candidates if class_id != row["class_id"]]
         drawn = np.random.default_rng([0, row["image_id"], row["caption_id"]]).choice(len(others), NUM_WRONG, False)
         wrong[index] = text_encoder.encode([others[place] for place in drawn])
+    return r_precision(features, text_encoder.encode([row["caption"] for row in pictures.rows]), wrong)
+
+
+def test_r_precision_is_that_of_the_captions_of_other_classes(inputs: Inputs, scores: dict[str, Any]) -> None:
+    pictures = read_samples(inputs.samples_dir)["stage1"]
     features = encode_images(load_image_encoder(inputs.text_encoder_dir), np.concatenate(list(pictures.parts)))
-    true = text_encoder.encode([row["caption"] for row in pictures.rows])
-    assert scores["stage1"]["r_precision"]["value"] == pytest.approx(r_precision(features, true, wrong), abs=1e-6)
+    expected = retrieval_of(inputs.crops_dir, inputs.text_encoder_dir, pictures, features)
+    assert scores["stage1"]["r_precision"]["value"] == pytest.approx(expected, abs=1e-6)
     assert scores["stage1"]["r_precision"]["chance"] == pytest.approx(1 / (NUM_WRONG + 1), abs=1e-6)
 
 
@@ -137,6 +142,39 @@ def test_area_reduction_averages_blocks_and_rounds() -> None:
     means = images.reshape(3, 64, 4, 64, 4, 3).mean(axis=(2, 4))
     assert np.array_equal(area_reduced(images, 64), np.floor(means + 0.5).astype(np.uint8))
     assert np.array_equal(area_reduced(images[:, :64, :64], 64), images[:, :64, :64])
+
+
+def test_features_of_the_classifier_are_scored_as_they_were_trained_on(inputs: Inputs, tmp_path: Path) -> None:
+    classifier_dir, encoder_dir = tmp_path / "classifier", tmp_path / "text_encoder"
+    settings: dict[str, Any] = {
+        "held_out_share": 0.2,
+        "num_epochs": 1,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
+    train_classifier(
+        crops_dir=inputs.crops_dir,
+        models_dir=classifier_dir,
+        network="resnet18",
+        weights="none",
+        classes="train",
+        **settings,
+    )
+    classifier = load_classifier(classifier_dir)
+    write_encoders(encoder_dir)
+    projection = FeatureProjection(classifier, embedding_dim=8)
+    projection.initialise(torch.Generator().manual_seed(0))
+    save_image_encoder(encoder_dir, projection)
+    found = inputs.score(classifier_dir=classifier_dir, text_encoder_dir=encoder_dir)["stackgan"]
+    assert found["class_agreement"] is None  # it knows the train classes alone
+    assert found["protocol"]["resizer"] == "antialiased bilinear to 64 (classifier), the classifier's (encoder)"
+
+    # The whole 256x256 pictures reach the classifier, not those reduced by area.
+    pictures = read_samples(inputs.samples_dir)["stackgan"]
+    features = classifier.features(np.concatenate(list(pictures.parts)), batch_size=8)
+    expected = retrieval_of(inputs.crops_dir, encoder_dir, pictures, projection(features).detach())
+    assert found["r_precision"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [32, 100])

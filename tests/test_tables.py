@@ -11,8 +11,10 @@ import pytest
 from pipeline.data.tables import (
     IMAGES,
     SAMPLES,
+    EncoderId,
     embeddings_schema,
     read_embeddings,
+    read_encoder,
     read_images,
     read_table,
     write_table,
@@ -164,3 +166,13 @@ def test_a_picture_whose_rows_are_fewer_or_apart_is_refused(image_ids: list[int]
 def test_an_empty_table_is_refused_by_name(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "e.parquet", [])
     refusal(lambda: read_embeddings(tmp_path / "e.parquet"), tmp_path / "e.parquet")
+
+
+def test_a_file_of_embeddings_names_its_encoder(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    empty = embeddings_schema(DIM, {"name": "gru", "sha256": "ab12"}).empty_table()
+    write_table(path, empty)
+    assert read_encoder(path) == EncoderId("gru", "ab12")
+    write_embeddings(path, [1])  # its schema has a name alone
+    with pytest.raises(ValueError, match=r"train.parquet: its schema has no encoder_sha256; rerun embed_captions"):
+        read_encoder(path)

@@ -44,5 +44,6 @@ def fitted(
 
 
 def weights_of(encoders: FittedEncoders) -> torch.Tensor:
-    parameters = [*encoders.text_encoder.parameters(), *encoders.image_encoder.parameters()]
+    networks = (encoders.text_encoder, encoders.image_encoder)
+    parameters = [parameter for network in networks if network for parameter in network.parameters()]
     return torch.cat([parameter.detach().flatten() for parameter in parameters])

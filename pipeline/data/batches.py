@@ -104,8 +104,8 @@ class BatchSource:
             rank: of this worker.
             num_workers: that share a batch equally.
             device: where the batches are made.
-            device_data_bytes: the device keeps all pictures if they take no more; else they are read ahead of each
-                step from the memory map.
+            device_data_bytes: the device keeps all pictures if they take no more; else they are read from the shards,
+                for a GPU a step ahead.
             transform: of each picture before its crop; it works on the processor.
 
         Raises:
@@ -134,6 +134,8 @@ class BatchSource:
         self._order: tuple[int, Indices] = (-1, np.empty(0, np.int64))
         self._transform = transform
         self._resident: Tensor | None = None  # (N, L, L, 3) uint8 on the device
+        # A processor reads a batch in a fraction of a millisecond, and a second thread would take its time from it.
+        self._reads_ahead = device.type != "cpu"
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._ahead: dict[int, Future[Tensor]] = {}  # step -> its pictures, being read
         if transform is None and training_set.shards.num_bytes <= device_data_bytes:
@@ -181,9 +183,11 @@ class BatchSource:
         return random_crops(self._pixels(chosen, step), torch.from_numpy(draws).to(self._device), self._image_size)
 
     def _pixels(self, chosen: Indices, step: int) -> Tensor:
-        """Return this worker's (n, L, L, 3) uint8 pictures on the device, and start to read those of the next step."""
+        """Return this worker's pictures on the device, (n, L, L, 3) uint8; for a GPU it reads a step ahead."""
         if self._resident is not None:
             return self._resident[torch.from_numpy(chosen[self._rows]).to(self._device)]
+        if not self._reads_ahead:
+            return self._read(step)
         reading = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
         return reading.result().to(self._device, non_blocking=True)

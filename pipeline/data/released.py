@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.data.files import file_sha256, replaced_folder
 from pipeline.data.records import path_inside
 from pipeline.data.released_pickles import read_matrices, read_names, read_whole_numbers
+from pipeline.data.tables import EncoderId
 
 CONTRACT = "released_embeddings/v1"
 EMBEDDINGS_NAME = "char-CNN-RNN-embeddings.pickle"
@@ -126,6 +127,12 @@ def read_released(path: Path) -> Released:
         class_ids=None if None in class_ids else [int(class_id) for class_id in class_ids if class_id is not None],
         vectors=values.reshape(len(class_ids), per_image, -1),
     )
+
+
+def released_encoder(path: Path) -> EncoderId:
+    """Return the name of the encoder and the sha256 of the pickle that a file which read_released accepts came from."""
+    metadata = pq.read_schema(path).metadata
+    return EncoderId(metadata[b"encoder_name"].decode(), metadata[b"encoder_sha256"].decode())
 
 
 def _splits_in(released_dir: Path, embeddings_name: str) -> list[str]:

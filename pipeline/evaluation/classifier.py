@@ -20,6 +20,7 @@ from pipeline.data.shards import LOAD_SIZES, Images
 from pipeline.data.snapshots import load_snapshot
 
 NetworkName = Literal["inception_v3", "resnet18"]
+Classes = Literal["train", "test", "all"]  # of which splits
 
 SNAPSHOT = "classifier"
 IMAGENET_CLASSES = 1000
@@ -49,6 +50,7 @@ class Classifier:
 
     network: nn.Module
     network_name: NetworkName
+    classes: Classes
     class_ids: tuple[int, ...]
     input_size: int
     held_out_accuracy: float
@@ -124,6 +126,7 @@ def load_classifier(folder: Path, device: str = "cpu") -> Classifier:
     return Classifier(
         network=network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False),
         network_name=config["network"],
+        classes=config["classes"],
         class_ids=tuple(config["class_ids"]),
         input_size=config["input_size"],
         held_out_accuracy=config["held_out_accuracy"],

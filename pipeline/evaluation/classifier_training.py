@@ -23,6 +23,7 @@ from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import (
     GEOMETRIES,
     SNAPSHOT,
+    Classes,
     Geometry,
     NetworkName,
     log_probabilities,
@@ -33,7 +34,6 @@ from pipeline.evaluation.classifier import (
 
 logger = logging.getLogger(__name__)
 
-Classes = Literal["test", "all"]
 Precision = Literal["float32", "bfloat16"]
 Indices = npt.NDArray[np.int64]
 
@@ -73,7 +73,8 @@ def train_classifier(
         models_dir: where the snapshot goes.
         network: `inception_v3` sees 299x299 pixels, `resnet18` 64x64.
         weights: `none`, `imagenet` (torchvision's download) or a .safetensors file of torchvision's state_dict.
-        classes: those of the test split, as for the published score, or of both splits.
+        classes: those of the test split, as for the published score, of both splits, or of the train split, as for
+            features that must know nothing of the test classes.
         held_out_share: of each class's pictures; at least one is held out, and at least one is not.
         num_epochs: passes over the rest.
         batch_size: pictures an update; a remainder is shared out among the updates of its epoch.
@@ -184,7 +185,7 @@ class _Pictures:
 def _read_pictures(crops_dir: Path, geometry: Geometry, classes: Classes) -> _Pictures:
     shards: list[ImageShards] = []
     picture_classes: list[int] = []
-    for split in ("test",) if classes == "test" else ("train", "test"):
+    for split in ("train", "test") if classes == "all" else (classes,):
         images = read_images(crops_dir, split)
         shards.append(ImageShards(crops_dir / split, geometry.load_size))
         if shards[-1].image_ids != [image["image_id"] for image in images]:
@@ -235,5 +236,9 @@ def _note(network: NetworkName, weights: str, classes: Classes) -> str:
         "none": "trained from scratch, so its scores cannot be compared with those of an ImageNet network",
         "imagenet": "fine-tuned from torchvision's ImageNet weights",
     }.get(weights, f"fine-tuned from the weights of {Path(weights).name}")
-    known = "the test classes" if classes == "test" else "the classes of both splits"
-    return f"{network}, {origin}; it knows {known}, also from real test pictures, which it therefore finds easy."
+    known = {
+        "train": "the train classes, so it cannot name those of the pictures that it scores",
+        "test": "the test classes, also from real test pictures, which it therefore finds easy",
+        "all": "the classes of both splits, also from real test pictures, which it therefore finds easy",
+    }[classes]
+    return f"{network}, {origin}; it knows {known}."

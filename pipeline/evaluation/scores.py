@@ -22,7 +22,8 @@ from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import Classifier, load_classifier
 from pipeline.evaluation.inception_score import inception_score
 from pipeline.evaluation.pictures import REAL, CaptionedPictures, read_samples, real_counterparts
-from pipeline.text.encoders import encode_images, load_image_encoder, load_text_encoder
+from pipeline.text.encoders import load_text_encoder
+from pipeline.text.image_encoders import ImageEncoder, encode_images, load_image_encoder
 from pipeline.text.retrieval import r_precision
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ def evaluate_samples(
     methods = {REAL: real_counterparts(crops_dir, samples.values()), **samples}
     classifier = load_classifier(classifier_dir, device)
     captions = [row["caption"] for row in methods[REAL].rows]
-    retrieval = _Retrieval(crops_dir, text_encoder_dir, captions, num_wrong_captions, batch_size, seed, device)
+    retrieval = _Retrieval(
+        crops_dir, text_encoder_dir, classifier, captions, num_wrong_captions, batch_size, seed, device
+    )
     results: dict[str, Scores] = {}
     for method, pictures in methods.items():
         try:
@@ -90,32 +93,38 @@ def _scores_of(
 ) -> Scores:
     """Score one method."""
     unknown = {row["class_id"] for row in pictures.rows} - set(classifier.class_ids)
-    if unknown:
+    if unknown and classifier.classes != "train":
         raise ValueError(f"the classifier does not know class {min(unknown)}: rerun train_classifier on this data set")
     # One pass over the pictures, for they may be more than fit in memory.
     log_probabilities: list[Tensor] = []
     small: list[Images] = []
+    features: list[Tensor] = []
     for images in pictures.batches(batch_size):
         log_probabilities.append(classifier.log_probabilities(images, batch_size))
         small.append(area_reduced(images, SMALL_SIZE))
+        features.append(retrieval.features_of(images, small[-1]))
     log_p = torch.cat(log_probabilities)[torch.from_numpy(pictures.places)]
     small_images = np.concatenate(small)[pictures.places]
     sample_ids = [row["sample_id"] for row in pictures.rows]
     inception = inception_score(log_p, num_splits=num_splits, seed=seed, sample_ids=sample_ids)
-    guesses = np.array(classifier.class_ids)[log_p.argmax(dim=1).numpy()]
-    agreement = float(np.mean(guesses == [row["class_id"] for row in pictures.rows]))
     num_images = len(pictures.rows)
+    agreement = None  # of a classifier that knows other classes
+    if not unknown:
+        guesses = np.array(classifier.class_ids)[log_p.argmax(dim=1).numpy()]
+        share = float(np.mean(guesses == [row["class_id"] for row in pictures.rows]))
+        agreement = _share(share, num_images, 1 / len(classifier.class_ids))
+    retrieved = retrieval.r_precision(pictures.rows, torch.cat(features)[torch.from_numpy(pictures.places)])
     return {
         "image_size": pictures.image_size,
         "inception_score": {"mean": round(inception.mean, 6), "std": round(inception.std, 6)},
-        "r_precision": _share(retrieval.r_precision(pictures.rows, small_images), num_images, retrieval.chance),
-        "class_agreement": _share(agreement, num_images, 1 / len(classifier.class_ids)),
+        "r_precision": _share(retrieved, num_images, retrieval.chance),
+        "class_agreement": agreement,
         "within_caption_distance": within_caption_distance(pictures.rows, small_images),
         "protocol": {
             "num_images": num_images,
             "num_splits": num_splits,
             "seed": seed,
-            "resizer": f"antialiased bilinear to {classifier.input_size} (classifier), area to {SMALL_SIZE} (encoder)",
+            "resizer": f"antialiased bilinear to {classifier.input_size} (classifier), {retrieval.resizer} (encoder)",
             "classifier": classifier.network_name,
             "classifier_num_classes": len(classifier.class_ids),
             "classifier_held_out_accuracy": classifier.held_out_accuracy,
@@ -173,13 +182,15 @@ class _Retrieval:
         self,
         crops_dir: Path,
         text_encoder_dir: Path,
+        classifier: Classifier,
         captions: Sequence[str],
         num_wrong_captions: int,
         batch_size: int,
         seed: int,
         device: str,
     ):
-        self._image_encoder = load_image_encoder(text_encoder_dir, device)
+        self._image_encoder = load_image_encoder(text_encoder_dir, device, classifier)
+        self._sees_small = isinstance(self._image_encoder, ImageEncoder)
         text_encoder = load_text_encoder(text_encoder_dir, device)
         images = read_images(crops_dir, "test")
         test_captions = [caption for image in images for caption in image["captions"]]
@@ -192,15 +203,24 @@ class _Retrieval:
         self._batch_size = batch_size
         self._seed = seed
         self.chance = 1 / (num_wrong_captions + 1)
+        self.resizer = f"area to {SMALL_SIZE}" if self._sees_small else "the classifier's"
         self.protocol = {
             "num_wrong_captions": num_wrong_captions,
             "text_encoder": text_encoder.name,
             "text_encoder_sha256": text_encoder.sha256,
         }
 
-    def r_precision(self, rows: Sequence[dict[str, Any]], small_images: Images) -> float:
-        """Return the share of pictures whose own caption comes first (see pipeline.text.retrieval)."""
-        features = encode_images(self._image_encoder, small_images, self._batch_size)
+    def features_of(self, images: Images, small_images: Images) -> Tensor:
+        """Encode N pictures, given at their own size and at SMALL_SIZE: (N, embedding_dim) float32."""
+        return encode_images(self._image_encoder, small_images if self._sees_small else images, self._batch_size)
+
+    def r_precision(self, rows: Sequence[dict[str, Any]], features: Tensor) -> float:
+        """Return the share of pictures whose own caption comes first (see pipeline.text.retrieval).
+
+        Args:
+            rows: N rows of samples.parquet.
+            features: (N, embedding_dim) of their pictures.
+        """
         others = {class_id: self._captions_of_others(class_id) for class_id in {row["class_id"] for row in rows}}
         num_first = 0.0
         for start in range(0, len(rows), RETRIEVAL_ROWS):

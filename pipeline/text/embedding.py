@@ -1,119 +1,159 @@
-"""The two text stages on the files of the pipeline: crops -> a text encoder, captions -> embeddings."""
+"""DVC stage embed_captions on the files of the pipeline: captions -> embeddings.
 
-import logging
-from dataclasses import asdict
-from pathlib import Path
+They come from the encoder in models/text_encoder, in jobs that any number of workers share out, or out of the released
+files of the published code (see pipeline.data.released).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from pipeline.data.files import replaced_folder, write_json
-from pipeline.data.shards import LOAD_SIZES, ImageShards
-from pipeline.data.tables import embeddings_schema, read_images, write_table
-from pipeline.params import FitTextEncoderParams
-from pipeline.text.encoders import encode_images, load_text_encoder, save_text_encoder
-from pipeline.text.fitting import FittedEncoders, fit_text_encoder
-from pipeline.text.retrieval import class_retrieval
+from pipeline.data.released import read_released, released_encoder
+from pipeline.data.tables import EncoderId, embeddings_schema, read_images, write_table
+from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
+from pipeline.text.encoders import load_text_encoder
 
-logger = logging.getLogger(__name__)
+CAPTIONS_PER_JOB = 1024  # whatever the number of workers: equal jobs give equal bytes
+SPLITS = ("train", "test")
 
-LOAD_SIZE = LOAD_SIZES[64]
+Vectors = npt.NDArray[np.float32]  # (N, embedding_dim)
 
 
-def fit_on_crops(
-    crops_dir: Path, encoder_dir: Path, report_path: Path, params: FitTextEncoderParams, device: str
-) -> None:
-    """Train the text encoder on the train classes; write its snapshot, and how well it finds unseen test classes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingJob:
+    """Some captions to embed, on one worker."""
 
-    Args:
-        crops_dir: shards and images.parquet.
-        encoder_dir: for the snapshots `text_encoder` and `image_encoder`.
-        report_path: JSON.
-        params: of the network and its training.
-        device: torch device to train on.
+    encoder_dir: Path
+    captions: tuple[str, ...]
+    batch_size: int
+    device: str
 
-    Raises:
-        ValueError: crops are missing, or a caption cannot be encoded.
-    """
-    rows = read_images(crops_dir, "train")
-    fitted = fit_text_encoder(
-        ImageShards(crops_dir / "train", LOAD_SIZE).all(),
-        np.array([row["class_id"] for row in rows], np.int64),
-        [row["captions"] for row in rows],
-        on_step=lambda step, loss, accuracy: _say(step, params.num_steps, loss, accuracy),
-        device=device,
-        **asdict(params),
-    )
-    with replaced_folder(encoder_dir) as partial_dir:
-        save_text_encoder(partial_dir, fitted.text_encoder, fitted.image_encoder)
-    last = fitted.history[-max(1, params.num_steps // 10) :]
-    write_json(
-        report_path,
-        {
-            "num_steps": params.num_steps,
-            "train_loss": round(float(np.mean([step.loss for step in last])), 6),
-            "train_accuracy": round(float(np.mean([step.accuracy for step in last])), 4),
-            "num_parameters": sum(parameter.numel() for parameter in fitted.text_encoder.parameters()),
-            "zero_shot": _zero_shot(crops_dir, encoder_dir, fitted),
-        },
-    )
+
+MapJobs = Callable[[Callable[[EmbeddingJob], Vectors], Sequence[EmbeddingJob]], Sequence[Vectors]]
+
+
+class _Embedded(NamedTuple):
+    """The embeddings of one split's captions, picture after picture."""
+
+    encoder: EncoderId
+    vectors: Vectors
 
 
 def embed_captions(
-    crops_dir: Path, encoder_dir: Path, out_dir: Path, report_path: Path, *, batch_size: int, device: str
+    crops_dir: Path,
+    encoder_dir: Path,
+    released_dir: Path,
+    out_dir: Path,
+    report_path: Path,
+    *,
+    source: Literal["encoder", "released"],
+    batch_size: int,
+    device: str,
+    map_jobs: MapJobs,
 ) -> None:
     """Embed every caption of both splits into <out_dir>/{train,test}.parquet.
 
     Args:
         crops_dir: with images.parquet.
         encoder_dir: the text encoder's snapshot.
+        released_dir: for source `released`: what `stackgan import-embeddings` wrote.
         out_dir: replaced whole.
         report_path: JSON.
+        source: where embeddings come from.
         batch_size: captions a forward pass; changes only the speed.
         device: torch device to encode on.
+        map_jobs: calls a function on every job and returns the results in their order.
 
     Raises:
-        ValueError: the encoder is missing, or a caption cannot be encoded.
+        ValueError: the encoder or a released picture is missing, a caption cannot be encoded, or a value is not finite.
     """
-    encoder = load_text_encoder(encoder_dir, device)
-    schema = embeddings_schema(encoder.embedding_dim, {"name": encoder.name, "sha256": encoder.sha256})
     num_captions: dict[str, int] = {}
+    every_caption: list[str] = []
+    encoder, dim = EncoderId("", ""), 0
     with replaced_folder(out_dir) as partial_dir:
-        for split in ("train", "test"):
-            pairs = [(row["image_id"], row["captions"]) for row in read_images(crops_dir, split)]
-            image_ids = [image_id for image_id, captions in pairs for _ in captions]
-            caption_ids = [caption_id for _, captions in pairs for caption_id in range(len(captions))]
-            captions = [caption for _, image_captions in pairs for caption in image_captions]
-            embeddings = encoder.encode(captions, batch_size).numpy()
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), encoder.embedding_dim)
-            columns = [pa.array(image_ids, pa.int64()), pa.array(caption_ids, pa.int32()), pa.array(captions), vectors]
+        for split in SPLITS:
+            rows = read_images(crops_dir, split)
+            captions = [caption for row in rows for caption in row["captions"]]
+            if source == "released":
+                encoder, vectors = _released(rows, released_dir / f"{split}.parquet")
+            else:
+                encoder, vectors = _encoded(captions, encoder_dir, batch_size, device, map_jobs)
+            if not np.isfinite(vectors).all():
+                bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise ValueError(f"the embedding of {captions[bad]!r} is not finite: {encoder.name} is no good encoder")
+            dim = vectors.shape[1]
+            columns = [
+                pa.array([row["image_id"] for row in rows for _ in row["captions"]], pa.int64()),
+                pa.array([number for row in rows for number in range(len(row["captions"]))], pa.int32()),
+                pa.array(captions, pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim),
+            ]
+            schema = embeddings_schema(dim, encoder._asdict())
             write_table(partial_dir / f"{split}.parquet", pa.Table.from_arrays(columns, schema=schema))
             num_captions[split] = len(captions)
-    write_json(
-        report_path,
-        {
-            "encoder": encoder.name,
-            "encoder_sha256": encoder.sha256,
-            "embedding_dim": encoder.embedding_dim,
-            "num_captions": num_captions,
-        },
-    )
+            every_caption += captions
+    report = {
+        "source": source,
+        "encoder": encoder.name,
+        "encoder_sha256": encoder.sha256,
+        "embedding_dim": dim,
+        "num_captions": num_captions,
+        "num_longer_than_201_characters": sum(len(caption) > MAX_CHARS for caption in every_caption),
+        "num_with_characters_outside_the_alphabet": sum(bool(_unknown(caption)) for caption in every_caption),
+    }
+    write_json(report_path, report)
 
 
-def _zero_shot(crops_dir: Path, encoder_dir: Path, fitted: FittedEncoders) -> dict[str, float]:
-    """Find the test classes, none of them trained on, by the mean embedding of their captions (Reed et al. 2016)."""
-    rows = read_images(crops_dir, "test")
-    captions = [caption for row in rows for caption in row["captions"]]
-    scores = class_retrieval(
-        encode_images(fitted.image_encoder, ImageShards(crops_dir / "test", LOAD_SIZE).all()),
-        torch.tensor([row["class_id"] for row in rows]),
-        load_text_encoder(encoder_dir).encode(captions),
-        torch.tensor([row["class_id"] for row in rows for _ in row["captions"]]),
-    )
-    return {key: round(float(value), 4) for key, value in scores._asdict().items()}
+def embed_job(job: EmbeddingJob) -> Vectors:
+    """Embed one job's captions."""
+    return load_text_encoder(job.encoder_dir, job.device).encode(job.captions, job.batch_size).numpy()
 
 
-def _say(step: int, num_steps: int, loss: float, accuracy: float) -> None:
-    if step == 1 or step % 50 == 0 or step == num_steps:
-        logger.info("text encoder step %d/%d  loss %.4f  own caption first %.2f", step, num_steps, loss, accuracy)
+def _encoded(captions: Sequence[str], encoder_dir: Path, batch_size: int, device: str, map_jobs: MapJobs) -> _Embedded:
+    encoder = load_text_encoder(encoder_dir)
+    jobs = [
+        EmbeddingJob(
+            encoder_dir=encoder_dir,
+            captions=tuple(captions[start : start + CAPTIONS_PER_JOB]),
+            batch_size=batch_size,
+            device=device,
+        )
+        for start in range(0, len(captions), CAPTIONS_PER_JOB)
+    ]
+    return _Embedded(EncoderId(encoder.name, encoder.sha256), np.concatenate(map_jobs(embed_job, jobs)))
+
+
+def _released(rows: Sequence[dict[str, Any]], path: Path) -> _Embedded:
+    """Look the pictures' embeddings up by file name; the k-th is that of the k-th line of text_c10, as published.
+
+    COCO's released keys have no folder, so names are compared with it and, where that fails, without it.
+    """
+    released = read_released(path)
+    places = {name: place for place, name in enumerate(released.file_names)}
+    chosen: list[int] = []
+    for row in rows:
+        name = str(row["file_name"])
+        place = places.get(name, places.get(PurePosixPath(name).name))
+        if place is None:
+            raise ValueError(
+                f"{path} has no embeddings of {name}; bring those of this data set and split, or set "
+                "embed_captions.source: encoder"
+            )
+        if len(row["captions"]) > released.vectors.shape[1]:
+            raise ValueError(
+                f"{path} has {released.vectors.shape[1]} embeddings a picture, fewer than the {len(row['captions'])} "
+                f"captions of {name}; lower crop_images.captions_per_image"
+            )
+        chosen.append(place)
+    vectors = [released.vectors[place, : len(row["captions"])] for place, row in zip(chosen, rows, strict=True)]
+    return _Embedded(released_encoder(path), np.concatenate(vectors))
+
+
+def _unknown(caption: str) -> set[str]:
+    return set(caption.lower()) - set(ALPHABET)

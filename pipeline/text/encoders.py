@@ -1,74 +1,63 @@
-"""The text encoder and the image network beside it: frozen into snapshots, and used to embed any caption or picture.
+"""Text encoders, frozen into snapshots and used to embed any caption: the char-CNN-RNN, or a pretrained one.
 
-Both are trained in pipeline.text.fitting.
+The char-CNN-RNN is trained in pipeline.text.fitting, jointly with the image encoder whose snapshot lies beside its own.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.snapshots import load_snapshot, save_snapshot
 from pipeline.text.char_cnn_rnn import ALPHABET, CharCnnRnn, character_codes
+from pipeline.text.image_encoders import AnyImageEncoder, save_image_encoder
+from pipeline.text.pretrained import ENCODER_KIND as PRETRAINED
+from pipeline.text.pretrained import load_pretrained
 
-IMAGE_SIZE = 64  # pixels a side that the image network sees; images come larger, for the random crop
-TEXT_SNAPSHOT, IMAGE_SNAPSHOT = "text_encoder", "image_encoder"
+SNAPSHOT = "text_encoder"
 
-_ENCODER_NAME = "char_cnn_rnn"
-
-
-class ImageEncoder(nn.Module):
-    """A small convolutional network in place of the paper's GoogLeNet features, trained jointly with the text.
-
-    Args:
-        embedding_dim: length of the image feature, equal to the text embedding's.
-        conv_dims: channels of its convolutions; each halves the side, 64 -> 4 with four of them.
-    """
-
-    def __init__(self, *, embedding_dim: int, conv_dims: Sequence[int] = (32, 64, 128, 256)) -> None:
-        super().__init__()
-        self.embedding_dim, self.conv_dims = embedding_dim, tuple(conv_dims)
-        stages: list[nn.Module] = []
-        for input_dim, output_dim in zip((3, *conv_dims), conv_dims, strict=False):
-            conv = nn.Conv2d(input_dim, output_dim, kernel_size=3, stride=2, padding=1, bias=False)
-            stages += [conv, nn.BatchNorm2d(output_dim), nn.ReLU()]
-        self.stages = nn.Sequential(*stages)
-        self.project = nn.Linear(conv_dims[-1], embedding_dim)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the convolutions from He's normal, the projection from normal(0, 1 / inputs)."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5, generator=generator)
-        nn.init.zeros_(self.project.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) float in [-1, 1] -> (N, embedding_dim)."""
-        return self.project(self.stages(images).mean(dim=(2, 3)))
+_CHAR_CNN_RNN = "char_cnn_rnn"
 
 
-def encode_images(image_encoder: ImageEncoder, images: NDArray[np.uint8], batch_size: int = 256) -> Tensor:
-    """Features of (N, S, S, 3) uint8 images from their central 64x64: (N, embedding_dim) float32 on the CPU."""
-    margin_y, margin_x = (images.shape[1] - IMAGE_SIZE) // 2, (images.shape[2] - IMAGE_SIZE) // 2
-    central = images[:, margin_y : margin_y + IMAGE_SIZE, margin_x : margin_x + IMAGE_SIZE]
-    device = image_encoder.project.weight.device
-    features = torch.empty(len(images), image_encoder.embedding_dim)
-    image_encoder.eval()
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = network_input(central[start : start + batch_size])
-            features[start : start + batch_size] = image_encoder(batch.to(device)).cpu()
-    return features
+class TextEncoder(Protocol):
+    """A frozen text encoder, the same for training, evaluation and generation."""
+
+    @property
+    def name(self) -> str:
+        """Return what reports call it."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return the length of an embedding."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of its weights, and of what else decides an embedding."""
+        ...
+
+    @property
+    def network(self) -> nn.Module:
+        """Return the network."""
+        ...
+
+    def encode(self, captions: Sequence[str], batch_size: int = 128) -> Tensor:
+        """Embed N captions, each on its own whatever the batch: (N, embedding_dim) float32 on the CPU.
+
+        Raises:
+            ValueError: a caption is empty or says nothing to the encoder; the message names it.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextEncoder:
-    """A frozen text encoder, the same for training, evaluation and generation; `sha256` is that of its weights."""
+class CharCnnRnnEncoder:
+    """A frozen char-CNN-RNN; `sha256` is that of its weights."""
 
     name: str
     network: CharCnnRnn
@@ -101,35 +90,35 @@ class TextEncoder:
         return embeddings
 
 
-def save_text_encoder(folder: Path, text_encoder: CharCnnRnn, image_encoder: ImageEncoder | None = None) -> None:
+def save_text_encoder(folder: Path, text_encoder: CharCnnRnn, image_encoder: AnyImageEncoder | None = None) -> None:
     """Write the networks as snapshots `text_encoder` and, if given, `image_encoder` into `folder`."""
-    text_config: Mapping[str, object] = {
-        "encoder": _ENCODER_NAME,
+    config: Mapping[str, object] = {
+        "encoder": _CHAR_CNN_RNN,
         "conv_dims": list(text_encoder.conv_dims),
         "rnn": text_encoder.rnn_kind,
         "embedding_dim": text_encoder.embedding_dim,
     }
     if image_encoder is not None:
-        image_config: Mapping[str, object] = {
-            "conv_dims": list(image_encoder.conv_dims),
-            "embedding_dim": image_encoder.embedding_dim,
-        }
-        save_snapshot(folder, IMAGE_SNAPSHOT, image_encoder, image_config)
-    save_snapshot(folder, TEXT_SNAPSHOT, text_encoder, text_config)
+        save_image_encoder(folder, image_encoder)
+    save_snapshot(folder, SNAPSHOT, text_encoder, config)
 
 
 def load_text_encoder(folder: Path, device: str = "cpu") -> TextEncoder:
-    """Read the text encoder that `save_text_encoder` wrote.
+    """Read the text encoder that `save_text_encoder` or `freeze_pretrained` wrote.
 
     Raises:
-        ValueError: the snapshot is missing, altered, or of another kind of encoder.
+        ValueError: the snapshot is missing, altered, or of another kind of encoder, or `transformers`, which a
+            pretrained encoder needs, is not installed.
     """
-    snapshot = load_snapshot(folder, TEXT_SNAPSHOT)
+    if _kind_of_encoder(folder) == PRETRAINED:
+        return load_pretrained(folder, device)
+    snapshot = load_snapshot(folder, SNAPSHOT)
     config = snapshot.config
-    if config.get("encoder") != _ENCODER_NAME:
-        config_path = folder / f"{TEXT_SNAPSHOT}.json"
+    if config.get("encoder") != _CHAR_CNN_RNN:
+        config_path = folder / f"{SNAPSHOT}.json"
         raise ValueError(
-            f"{config_path}: encoder {config.get('encoder')!r} is not {_ENCODER_NAME!r}; rerun `dvc repro`"
+            f"{config_path}: encoder {config.get('encoder')!r} is neither {_CHAR_CNN_RNN!r} nor {PRETRAINED!r}; "
+            "rerun `dvc repro`"
         )
     conv1_dim, conv2_dim, hidden_dim = config["conv_dims"]
     network = CharCnnRnn(
@@ -137,19 +126,18 @@ def load_text_encoder(folder: Path, device: str = "cpu") -> TextEncoder:
     )
     network.load_state_dict(snapshot.state)
     network.to(device).eval().requires_grad_(False)
-    return TextEncoder(name=_ENCODER_NAME, network=network, embedding_dim=network.embedding_dim, sha256=snapshot.sha256)
+    return CharCnnRnnEncoder(
+        name=_CHAR_CNN_RNN, network=network, embedding_dim=network.embedding_dim, sha256=snapshot.sha256
+    )
 
 
-def load_image_encoder(folder: Path, device: str = "cpu") -> ImageEncoder:
-    """Read the image network that `save_text_encoder` wrote, in evaluation mode.
-
-    Raises:
-        ValueError: the snapshot is missing or altered.
-    """
-    snapshot = load_snapshot(folder, IMAGE_SNAPSHOT)
-    network = ImageEncoder(embedding_dim=snapshot.config["embedding_dim"], conv_dims=snapshot.config["conv_dims"])
-    network.load_state_dict(snapshot.state)
-    return network.to(device).eval().requires_grad_(False)
+def _kind_of_encoder(folder: Path) -> str | None:
+    """Return what the manifest calls its encoder; None where it is missing, of which `load_snapshot` says more."""
+    path = folder / f"{SNAPSHOT}.json"
+    try:
+        return json.loads(path.read_text())["config"]["encoder"] if path.is_file() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is torn ({error!r}); rerun `dvc repro`") from None
 
 
 def checked_codes(captions: Sequence[str], place_of: Callable[[int], str]) -> Tensor:
@@ -173,8 +161,3 @@ def checked_codes(captions: Sequence[str], place_of: Callable[[int], str]) -> Te
             known_ones = f"has no character that the encoder knows, which are {ALPHABET!r}"
             raise ValueError(f"{place_of(index)} ({caption[:40]!r}) {known_ones}: write it in those")
     return codes
-
-
-def network_input(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() * (2 / 255) - 1

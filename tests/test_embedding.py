@@ -1,0 +1,168 @@
+"""embed_captions: the same bytes whatever the workers, the released embeddings at the right captions, all counted."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+
+from pipeline.cluster import map_shards
+from pipeline.data.released import import_released
+from pipeline.data.tables import read_embeddings, read_encoder, read_images, write_table
+from pipeline.text import embedding
+from pipeline.text.char_cnn_rnn import CharCnnRnn
+from pipeline.text.embedding import EmbeddingJob, Vectors, embed_captions
+from pipeline.text.encoders import load_text_encoder, save_text_encoder
+from tests.gan_data import CAPTIONS_PER_IMAGE, write_training_set
+from tests.released_data import pickled_arrays, pickled_names
+
+DIM = 12
+
+
+def in_order(work: Callable[[EmbeddingJob], Vectors], jobs: Sequence[EmbeddingJob]) -> list[Vectors]:
+    return [work(job) for job in jobs]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write crops of 13 train and 6 test pictures, and a small random char-CNN-RNN."""
+    folder = tmp_path_factory.mktemp("data")
+    write_training_set(folder)
+    network = CharCnnRnn(conv_dims=(16, 16, 16), rnn="gru", embedding_dim=DIM)
+    network.initialise(torch.Generator().manual_seed(0))
+    save_text_encoder(folder / "encoder", network)
+    return folder
+
+
+def embed(data_dir: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Embed into out_dir/embeddings and return the report."""
+    options: dict[str, Any] = {"source": "encoder", "batch_size": 5, "device": "cpu", "map_jobs": in_order}
+    embed_captions(
+        changes.pop("crops_dir", data_dir / "crops"),
+        data_dir / "encoder",
+        data_dir / "released",
+        out_dir / "embeddings",
+        out_dir / "report.json",
+        **options | changes,
+    )
+    return json.loads((out_dir / "report.json").read_text())
+
+
+def bytes_of(out_dir: Path) -> list[bytes]:
+    return [(out_dir / "embeddings" / f"{split}.parquet").read_bytes() for split in ("train", "test")]
+
+
+def test_each_caption_has_its_own_embedding(data_dir: Path, tmp_path: Path) -> None:
+    report = embed(data_dir, tmp_path)
+    encoder = load_text_encoder(data_dir / "encoder")
+    for split in ("train", "test"):
+        rows, found = read_images(data_dir / "crops", split), read_embeddings(tmp_path / f"embeddings/{split}.parquet")
+        assert found.image_ids == [row["image_id"] for row in rows]
+        assert found.captions == [row["captions"] for row in rows]
+        for row, vectors in zip(rows, found.vectors, strict=True):
+            torch.testing.assert_close(torch.tensor(vectors), encoder.encode(row["captions"]), atol=1e-5, rtol=0)
+    assert (report["source"], report["encoder"], report["encoder_sha256"]) == (
+        "encoder",
+        "char_cnn_rnn",
+        encoder.sha256,
+    )
+    assert report["num_captions"] == {"train": 13 * CAPTIONS_PER_IMAGE, "test": 6 * CAPTIONS_PER_IMAGE}
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "CAPTIONS_PER_JOB", 7)
+    written: list[list[bytes]] = []
+    try:
+        for num_workers in (1, 2):
+            out_dir = tmp_path / f"{num_workers}"
+            embed(data_dir, out_dir, map_jobs=partial(map_shards, num_workers=num_workers))
+            written.append(bytes_of(out_dir))
+    finally:
+        ray.shutdown()
+    embed(data_dir, tmp_path / "here")
+    assert written[0] == written[1] == bytes_of(tmp_path / "here")
+
+
+def write_released(data_dir: Path, leave_out: int = 0, num_captions: int = CAPTIONS_PER_IMAGE) -> dict[str, Any]:
+    """Write data_dir/released with the pictures in another order; return the embeddings by file name."""
+    rng = np.random.default_rng(1)
+    by_name: dict[str, Any] = {}
+    for split in ("train", "test"):
+        rows = read_images(data_dir / "crops", split)[::-1]
+        names = [row["file_name"].removesuffix(".jpg") for row in rows][: len(rows) - leave_out]
+        arrays = [rng.standard_normal((num_captions, DIM)).astype(np.float32) for _ in names]
+        folder = data_dir / "pickles" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "filenames.pickle").write_bytes(pickled_names(names, 2))
+        (folder / "char-CNN-RNN-embeddings.pickle").write_bytes(pickled_arrays(arrays, 2))
+        by_name |= {f"{name}.jpg": array for name, array in zip(names, arrays, strict=True)}
+    import_released(data_dir / "pickles", data_dir / "released")
+    return by_name
+
+
+def test_released_embeddings_go_to_the_captions_of_their_pictures(data_dir: Path, tmp_path: Path) -> None:
+    by_name = write_released(data_dir, num_captions=CAPTIONS_PER_IMAGE + 1)
+    report = embed(data_dir, tmp_path, source="released")
+    for split in ("train", "test"):
+        path = tmp_path / f"embeddings/{split}.parquet"
+        for row, vectors in zip(read_images(data_dir / "crops", split), read_embeddings(path).vectors, strict=True):
+            np.testing.assert_array_equal(vectors, by_name[row["file_name"]][:CAPTIONS_PER_IMAGE])
+        assert read_encoder(path).name == "char-CNN-RNN" == report["encoder"]
+    assert report["source"] == "released"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"leave_out": 1}, r"released/train\.parquet has no embeddings of 1\.jpg"),
+        ({"num_captions": CAPTIONS_PER_IMAGE - 1}, r"fewer than the .* captions of 1\.jpg; lower crop_images"),
+    ],
+)
+def test_released_embeddings_that_do_not_reach_are_refused(
+    changes: dict[str, int], message: str, data_dir: Path, tmp_path: Path
+) -> None:
+    write_released(data_dir, **changes)
+    with pytest.raises(ValueError, match=message):
+        embed(data_dir, tmp_path, source="released")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_released_embeddings_are_refused_with_the_command(data_dir: Path, tmp_path: Path) -> None:
+    for path in (data_dir / "released").glob("*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"train\.parquet is missing: run `stackgan import-embeddings`"):
+        embed(data_dir, tmp_path, source="released")
+
+
+def test_an_embedding_that_is_not_finite_is_refused_before_anything_is_written(data_dir: Path, tmp_path: Path) -> None:
+    def broken(work: Callable[[EmbeddingJob], Vectors], jobs: Sequence[EmbeddingJob]) -> list[Vectors]:
+        found = in_order(work, jobs)
+        found[0][2, 3] = np.nan
+        return found
+
+    with pytest.raises(ValueError, match="the embedding of 'bird 1 seen 2' is not finite"):
+        embed(data_dir, tmp_path, map_jobs=broken)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_and_unknown_characters_are_counted(data_dir: Path, tmp_path: Path) -> None:
+    table = pq.read_table(data_dir / "crops" / "images.parquet")
+    captions: list[list[str]] = table.column("captions").to_pylist()
+    captions[0][0], captions[1][0], captions[14][1] = "a bird " * 40, "a b\u00efrd", "a bird \U0001f426 " * 40
+    changed = pa.array(captions, table.schema.field("captions").type)
+    write_table(
+        tmp_path / "crops/images.parquet",
+        table.set_column(table.schema.names.index("captions"), table.schema.field("captions"), changed),
+    )
+    report = embed(data_dir, tmp_path, crops_dir=tmp_path / "crops")
+    assert report["num_longer_than_201_characters"] == 2
+    assert report["num_with_characters_outside_the_alphabet"] == 2
