@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,6 +241,18 @@ def test_the_verdict_says_what_the_figures_allow(untrained: float, trained: floa
     for sentence in sentences:
         assert words in sentence
         assert f"{trained:.0%} of cases (untrained {untrained:.0%}" in sentence
+
+
+def test_a_classifier_of_no_test_class_leaves_its_column_empty(inputs: Inputs, tmp_path: Path) -> None:
+    shutil.copytree(inputs.reports_dir, tmp_path / "reports")
+    path = tmp_path / "reports" / "evaluate_inception.json"
+    document = json.loads(path.read_text())
+    for scores in document["methods"].values():
+        scores["class_agreement"] = None
+    path.write_text(json.dumps(document))
+    page = inputs._replace(reports_dir=tmp_path / "reports").page(tmp_path / "index.html")
+    assert "the classifier knows no test class" in page and "The classifier sees the class" not in page
+    assert "ranks a" in page
 
 
 def test_a_verdict_needs_a_trained_and_the_untrained_generator() -> None:

@@ -26,12 +26,16 @@ def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if trained is None or "untrained" not in methods:
         return ["There are no scores of a trained and an untrained generator to compare, so nothing can be said of it."]
     name, num_wrong = METHOD_NAMES[trained], methods[trained]["protocol"]["num_wrong_captions"]
-    return [
+    sentences = [
         f"The text encoder ranks a {name} picture's own caption above {num_wrong} captions of other classes in "
         + _comparison(methods, trained, "r_precision"),
-        f"The classifier sees the class of its caption in a {name} picture in "
-        + _comparison(methods, trained, "class_agreement"),
     ]
+    if methods[trained]["class_agreement"]:  # there is none where the classifier knows no test class
+        sentences.append(
+            f"The classifier sees the class of its caption in a {name} picture in "
+            + _comparison(methods, trained, "class_agreement")
+        )
+    return sentences
 
 
 def _comparison(methods: Mapping[str, Mapping[str, Any]], trained: str, score: str) -> str:
