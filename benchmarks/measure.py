@@ -39,4 +39,4 @@ def tell(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], resu
     for row in rows:
         table.add_row(*row)
     Console(width=100).print(table)
-    print(json.dumps({key: round(value, 3) for key, value in results.items()}))
+    print(json.dumps({key: float(f"{value:.4g}") for key, value in results.items()}))

@@ -178,12 +178,14 @@ class FitTextEncoderParams:
 class EmbedCaptionsParams:
     """Section `embed_captions`."""
 
-    source: Literal["encoder", "released"]  # models/text_encoder, or what `stackgan import-embeddings` brought
+    source: str  # models/text_encoder, or a folder released_embeddings that `stackgan import-embeddings` wrote
     batch_size: int
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_positive(self, "batch_size")
+        known = self.source == "models/text_encoder" or self.source.endswith("/released_embeddings")
+        _require(known, "source", self.source, "models/text_encoder or data/raw/<dataset>/released_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

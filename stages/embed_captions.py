@@ -9,14 +9,14 @@ from pipeline.text.embedding import embed_captions
 from pipeline.tracking import run_stage, stage_run
 
 
-def main(crops_dir: Path, encoder_dir: Path, released_dir: Path, embeddings_dir: Path, report_path: Path) -> None:
+def main(crops_dir: Path, source_dir: Path, embeddings_dir: Path, report_path: Path) -> None:
     """Write data/embeddings."""
     params = load_params("embed_captions", EmbedCaptionsParams)
     hardware = load_params("hardware", HardwareParams)
     with stage_run("embed_captions"):
         embed_captions(
-            crops_dir, encoder_dir, released_dir, embeddings_dir, report_path,
-            source=params.source, batch_size=params.batch_size, device=hardware.device,
+            crops_dir, source_dir, embeddings_dir, report_path,
+            is_released=source_dir.name == "released_embeddings", batch_size=params.batch_size, device=hardware.device,
             map_jobs=partial(map_shards, num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
         )  # fmt: skip
 

@@ -5,13 +5,16 @@ import resource
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import ray
 from PIL import ExifTags, Image
 
+from pipeline.cluster import map_shards
 from pipeline.data.cropping import CropBox, CropRule
 from pipeline.data.crops import CropJob, MapJobs, ShardCrops, crop_images, plan_crops, write_crops
 from pipeline.data.decoding import decode_image, resize_crop
@@ -114,6 +117,16 @@ def test_bytes_do_not_depend_on_the_order_or_repetition_of_jobs(cub_root: Path, 
         *(f"crops/test/shard_0000{index}.arrow" for index in range(2)),
         *(f"crops/train/shard_0000{index}.arrow" for index in range(3)),
     ]
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers_on_ray(cub_root: Path, tmp_path: Path) -> None:
+    crop(cub_root, tmp_path / "here")
+    for num_workers in (1, 2, 4):
+        try:
+            crop(cub_root, tmp_path / f"{num_workers}", map_jobs=partial(map_shards, num_workers=num_workers))
+        finally:
+            ray.shutdown()  # the next one starts with as many CPUs as it has workers
+        assert files_of(tmp_path / f"{num_workers}") == files_of(tmp_path / "here")
 
 
 def test_bytes_do_not_depend_on_where_the_data_set_lies(cub_root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.data.released import import_released
 from pipeline.data.tables import read_embeddings, read_encoder, read_images, write_table
 from pipeline.text import embedding
 from pipeline.text.char_cnn_rnn import CharCnnRnn
-from pipeline.text.embedding import EmbeddingJob, Vectors, embed_captions
+from pipeline.text.embedding import EmbeddingJob, Vectors, embed_captions, embed_job, plan_jobs
 from pipeline.text.encoders import load_text_encoder, save_text_encoder
 from tests.gan_data import CAPTIONS_PER_IMAGE, write_training_set
 from tests.released_data import pickled_arrays, pickled_names
@@ -43,11 +43,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embed(data_dir: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
     """Embed into out_dir/embeddings and return the report."""
-    options: dict[str, Any] = {"source": "encoder", "batch_size": 5, "device": "cpu", "map_jobs": in_order}
+    options: dict[str, Any] = {"is_released": False, "batch_size": 5, "device": "cpu", "map_jobs": in_order}
     embed_captions(
         changes.pop("crops_dir", data_dir / "crops"),
-        data_dir / "encoder",
-        data_dir / "released",
+        data_dir / ("released" if changes.get("is_released") else "encoder"),
         out_dir / "embeddings",
         out_dir / "report.json",
         **options | changes,
@@ -111,7 +110,7 @@ def write_released(data_dir: Path, leave_out: int = 0, num_captions: int = CAPTI
 
 def test_released_embeddings_go_to_the_captions_of_their_pictures(data_dir: Path, tmp_path: Path) -> None:
     by_name = write_released(data_dir, num_captions=CAPTIONS_PER_IMAGE + 1)
-    report = embed(data_dir, tmp_path, source="released")
+    report = embed(data_dir, tmp_path, is_released=True)
     for split in ("train", "test"):
         path = tmp_path / f"embeddings/{split}.parquet"
         for row, vectors in zip(read_images(data_dir / "crops", split), read_embeddings(path).vectors, strict=True):
@@ -123,7 +122,8 @@ def test_released_embeddings_go_to_the_captions_of_their_pictures(data_dir: Path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"leave_out": 1}, r"released/train\.parquet has no embeddings of 1\.jpg"),
+        ({"leave_out": 1}, r"released/train\.parquet has no embeddings of 1\.jpg; bring"),
+        ({"leave_out": 3}, r"released/train\.parquet has no embeddings of 1\.jpg and 2 more of 13 pictures; bring"),
         ({"num_captions": CAPTIONS_PER_IMAGE - 1}, r"fewer than the .* captions of 1\.jpg; lower crop_images"),
     ],
 )
@@ -132,7 +132,7 @@ def test_released_embeddings_that_do_not_reach_are_refused(
 ) -> None:
     write_released(data_dir, **changes)
     with pytest.raises(ValueError, match=message):
-        embed(data_dir, tmp_path, source="released")
+        embed(data_dir, tmp_path, is_released=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -140,7 +140,7 @@ def test_missing_released_embeddings_are_refused_with_the_command(data_dir: Path
     for path in (data_dir / "released").glob("*"):
         path.unlink()
     with pytest.raises(ValueError, match=r"train\.parquet is missing: run `stackgan import-embeddings`"):
-        embed(data_dir, tmp_path, source="released")
+        embed(data_dir, tmp_path, is_released=True)
 
 
 def test_an_embedding_that_is_not_finite_is_refused_before_anything_is_written(data_dir: Path, tmp_path: Path) -> None:
@@ -149,20 +149,82 @@ def test_an_embedding_that_is_not_finite_is_refused_before_anything_is_written(d
         found[0][2, 3] = np.nan
         return found
 
-    with pytest.raises(ValueError, match="the embedding of 'bird 1 seen 2' is not finite"):
+    with pytest.raises(ValueError, match="the embedding of 'bird 1 seen 2' is not finite, nor are 0 others"):
         embed(data_dir, tmp_path, map_jobs=broken)
     assert not list(tmp_path.iterdir())
 
 
-def test_cut_and_unknown_characters_are_counted(data_dir: Path, tmp_path: Path) -> None:
+def with_captions(data_dir: Path, crops_dir: Path, changes: dict[tuple[int, int], str]) -> Path:
+    """Write images.parquet with other captions at (row, caption), and return its folder."""
     table = pq.read_table(data_dir / "crops" / "images.parquet")
     captions: list[list[str]] = table.column("captions").to_pylist()
-    captions[0][0], captions[1][0], captions[14][1] = "a bird " * 40, "a b\u00efrd", "a bird \U0001f426 " * 40
-    changed = pa.array(captions, table.schema.field("captions").type)
-    write_table(
-        tmp_path / "crops/images.parquet",
-        table.set_column(table.schema.names.index("captions"), table.schema.field("captions"), changed),
-    )
-    report = embed(data_dir, tmp_path, crops_dir=tmp_path / "crops")
+    for (row, number), caption in changes.items():
+        captions[row][number] = caption
+    place, field = table.schema.names.index("captions"), table.schema.field("captions")
+    write_table(crops_dir / "images.parquet", table.set_column(place, field, pa.array(captions, field.type)))
+    return crops_dir
+
+
+def test_equal_captions_are_embedded_once(data_dir: Path, tmp_path: Path) -> None:
+    again = {(place, 1): "bird 1 seen 0" for place in range(3)}
+    report = embed(data_dir, tmp_path, crops_dir=with_captions(data_dir, tmp_path / "crops", again))
+    found = read_embeddings(tmp_path / "embeddings/train.parquet")
+    assert found.captions[0][:2] == ["bird 1 seen 0"] * 2 and found.captions[2][1] == "bird 1 seen 0"
+    np.testing.assert_array_equal(found.vectors[:3, 1], found.vectors[[0, 0, 0], 0])
+    assert report["num_captions"]["train"] == 13 * CAPTIONS_PER_IMAGE
+    assert len({tuple(vector) for vector in found.vectors.reshape(-1, DIM)}) == 13 * CAPTIONS_PER_IMAGE - 3
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_bytes_do_not_depend_on_the_number_of_threads(num_threads: int, data_dir: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        embed(data_dir, tmp_path / "some")
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    embed(data_dir, tmp_path / "one")
+    assert bytes_of(tmp_path / "some") == bytes_of(tmp_path / "one")
+
+
+def test_a_caption_that_says_nothing_is_refused_in_its_own_words(data_dir: Path, tmp_path: Path) -> None:
+    crops_dir = with_captions(data_dir, tmp_path / "crops", {(3, 2): "\u9ce5"})
+    with pytest.raises(ValueError, match=r"^a caption \('\u9ce5'\) has no character that the encoder knows"):
+        embed(data_dir, tmp_path, crops_dir=crops_dir)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_an_encoder_that_changes_between_plan_and_work_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    network = CharCnnRnn(conv_dims=(4, 4, 4), rnn="relu", embedding_dim=DIM)
+    for seed in (0, 1):
+        network.initialise(torch.Generator().manual_seed(seed))
+        save_text_encoder(folder, network)
+        if seed == 0:
+            (job,) = plan_jobs(["a", "b"], folder, load_text_encoder(folder).sha256, batch_size=2, device="cpu")
+    with pytest.raises(ValueError, match="encoder was written anew while its captions were embedded"):
+        embed_job(job)
+
+
+def test_cocos_pictures_are_found_without_folder_and_year(tmp_path: Path) -> None:
+    numbers = {"000000000009.jpg": 0.5, "000000000025.jpg": 1.5}
+    (tmp_path / "pickles/train").mkdir(parents=True)
+    keys = [
+        f"COCO_{split}2014_{name.removesuffix('.jpg')}" for split, name in zip(("train", "val"), numbers, strict=True)
+    ]
+    arrays = [np.full((2, DIM), number, np.float32) for number in numbers.values()]
+    (tmp_path / "pickles/train/filenames.pickle").write_bytes(pickled_names(keys, 2))
+    (tmp_path / "pickles/train/char-CNN-RNN-embeddings.pickle").write_bytes(pickled_arrays(arrays, 2))
+    import_released(tmp_path / "pickles", tmp_path / "released")
+    for folder in ("", "train2017/", "train2014/COCO_train2014_"):
+        rows = [{"file_name": f"{folder}{name}", "captions": ["a"]} for name in reversed(numbers)]
+        found = embedding.released_embeddings(rows, tmp_path / "released/train.parquet")
+        np.testing.assert_array_equal(found.vectors, [[1.5] * DIM, [0.5] * DIM])
+
+
+def test_cut_and_unknown_characters_are_counted(data_dir: Path, tmp_path: Path) -> None:
+    changes = {(0, 0): "a bird " * 40, (1, 0): "a b\u00efrd", (14, 1): "a bird \U0001f426 " * 40, (2, 0): "A Bird"}
+    report = embed(data_dir, tmp_path, crops_dir=with_captions(data_dir, tmp_path / "crops", changes))
     assert report["num_longer_than_201_characters"] == 2
     assert report["num_with_characters_outside_the_alphabet"] == 2

@@ -202,6 +202,8 @@ OUT_OF_RANGE = [
     ("fit_text_encoder", "learning_rate", 0.0),
     ("fit_text_encoder", "lr_decay", -0.5),
     ("embed_captions", "batch_size", 0),
+    ("embed_captions", "source", "released"),
+    ("fit_text_encoder", "pretrained_model", "minilm"),
     ("gan", "generator_dim", 0),
     ("gan", "generator_dim", 6),
     ("gan", "discriminator_dim", 2),

@@ -234,7 +234,9 @@ def test_a_torn_picture_ends_in_one_line_through_ray(repository: Repository) -> 
     shutil.copytree(repository.folder / "data" / "raw" / "demo", torn_dir)
     picture = sorted(torn_dir.rglob("*.jpg"))[3]
     picture.write_bytes(picture.read_bytes()[:2000])
-    done = repository.run(sys.executable, "-m", "stages.crop_images", "torn", "elsewhere", "elsewhere.json", fails=True)
+    done = repository.run(
+        sys.executable, "-m", "stages.crop_images", "torn", "elsewhere", "elsewhere.json", "elsewhere.jpg", fails=True
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {picture} cannot be decoded") and "Traceback" not in done.stderr
     assert not list(repository.folder.glob("*elsewhere*")), "nothing half-written"
@@ -244,7 +246,14 @@ def test_missing_raw_data_ends_in_one_line_that_names_the_folder(repository: Rep
     kept = (repository.folder / "params.yaml").read_text()
     repository.change("dataset", name="cub")
     done = repository.run(
-        sys.executable, "-m", "stages.crop_images", "data/raw/cub", "elsewhere", "elsewhere.json", fails=True
+        sys.executable,
+        "-m",
+        "stages.crop_images",
+        "data/raw/cub",
+        "elsewhere",
+        "elsewhere.json",
+        "elsewhere.jpg",
+        fails=True,
     )
     (repository.folder / "params.yaml").write_text(kept)
     assert "error: data/raw/cub is missing" in done.stderr and "put it there" in done.stderr

@@ -4,20 +4,24 @@ They come from the encoder in models/text_encoder, in jobs that any number of wo
 files of the published code (see pipeline.data.released).
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from pipeline.data.files import replaced_folder, write_json
 from pipeline.data.released import read_released, released_encoder
-from pipeline.data.tables import EncoderId, embeddings_schema, read_images, write_table
+from pipeline.data.tables import EncoderId, embeddings_schema, read_embedding_dim, read_images, write_table
 from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
-from pipeline.text.encoders import load_text_encoder
+from pipeline.text.encoders import TextEncoder, load_text_encoder
 
 CAPTIONS_PER_JOB = 1024  # whatever the number of workers: equal jobs give equal bytes
 SPLITS = ("train", "test")
@@ -30,6 +34,7 @@ class EmbeddingJob:
     """Some captions to embed, on one worker."""
 
     encoder_dir: Path
+    encoder_sha256: str
     captions: tuple[str, ...]
     batch_size: int
     device: str
@@ -38,7 +43,7 @@ class EmbeddingJob:
 MapJobs = Callable[[Callable[[EmbeddingJob], Vectors], Sequence[EmbeddingJob]], Sequence[Vectors]]
 
 
-class _Embedded(NamedTuple):
+class Embedded(NamedTuple):
     """The embeddings of one split's captions, picture after picture."""
 
     encoder: EncoderId
@@ -47,12 +52,11 @@ class _Embedded(NamedTuple):
 
 def embed_captions(
     crops_dir: Path,
-    encoder_dir: Path,
-    released_dir: Path,
+    source_dir: Path,
     out_dir: Path,
     report_path: Path,
     *,
-    source: Literal["encoder", "released"],
+    is_released: bool,
     batch_size: int,
     device: str,
     map_jobs: MapJobs,
@@ -61,98 +65,151 @@ def embed_captions(
 
     Args:
         crops_dir: with images.parquet.
-        encoder_dir: the text encoder's snapshot.
-        released_dir: for source `released`: what `stackgan import-embeddings` wrote.
+        source_dir: the text encoder's snapshot, or what `stackgan import-embeddings` wrote.
         out_dir: replaced whole.
         report_path: JSON.
-        source: where embeddings come from.
-        batch_size: captions a forward pass; changes only the speed.
+        is_released: which of them.
+        batch_size: captions a forward pass; an embedding does not depend on it, up to float32 rounding.
         device: torch device to encode on.
-        map_jobs: calls a function on every job and returns the results in their order.
+        map_jobs: calls a function on every job and returns the results in their order; where device is a GPU, it gives
+            one to each job.
 
     Raises:
         ValueError: the encoder or a released picture is missing, a caption cannot be encoded, or a value is not finite.
     """
-    num_captions: dict[str, int] = {}
-    every_caption: list[str] = []
-    encoder, dim = EncoderId("", ""), 0
+    own_encoder = None
+    if not is_released:
+        encoder = load_text_encoder(source_dir)
+        own_encoder = EncoderId(encoder.name, encoder.sha256)
+    encoders: list[EncoderId] = []
+    captions_of: dict[str, list[str]] = {}
     with replaced_folder(out_dir) as partial_dir:
         for split in SPLITS:
             rows = read_images(crops_dir, split)
-            captions = [caption for row in rows for caption in row["captions"]]
-            if source == "released":
-                encoder, vectors = _released(rows, released_dir / f"{split}.parquet")
+            captions = captions_of[split] = [caption for row in rows for caption in row["captions"]]
+            if own_encoder is None:
+                embedded = released_embeddings(rows, source_dir / f"{split}.parquet")
             else:
-                encoder, vectors = _encoded(captions, encoder_dir, batch_size, device, map_jobs)
-            if not np.isfinite(vectors).all():
-                bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-                raise ValueError(f"the embedding of {captions[bad]!r} is not finite: {encoder.name} is no good encoder")
-            dim = vectors.shape[1]
-            columns = [
-                pa.array([row["image_id"] for row in rows for _ in row["captions"]], pa.int64()),
-                pa.array([number for row in rows for number in range(len(row["captions"]))], pa.int32()),
-                pa.array(captions, pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim),
-            ]
-            schema = embeddings_schema(dim, encoder._asdict())
-            write_table(partial_dir / f"{split}.parquet", pa.Table.from_arrays(columns, schema=schema))
-            num_captions[split] = len(captions)
-            every_caption += captions
+                jobs = plan_jobs(captions, source_dir, own_encoder.sha256, batch_size=batch_size, device=device)
+                embedded = Embedded(own_encoder, np.concatenate(map_jobs(embed_job, jobs)))
+            _require_finite(embedded, captions)
+            write_table(partial_dir / f"{split}.parquet", _table(rows, embedded))
+            encoders.append(embedded.encoder)
+    every_caption = [caption for captions in captions_of.values() for caption in captions]
     report = {
-        "source": source,
-        "encoder": encoder.name,
-        "encoder_sha256": encoder.sha256,
-        "embedding_dim": dim,
-        "num_captions": num_captions,
+        "source": "released" if is_released else "encoder",
+        "encoder": encoders[0].name,
+        "encoder_sha256": encoders[0].sha256,  # of the train split; each split has its own released pickle
+        "embedding_dim": read_embedding_dim(out_dir / f"{SPLITS[0]}.parquet"),
+        "num_captions": {split: len(captions) for split, captions in captions_of.items()},
         "num_longer_than_201_characters": sum(len(caption) > MAX_CHARS for caption in every_caption),
         "num_with_characters_outside_the_alphabet": sum(bool(_unknown(caption)) for caption in every_caption),
     }
     write_json(report_path, report)
 
 
-def embed_job(job: EmbeddingJob) -> Vectors:
-    """Embed one job's captions."""
-    return load_text_encoder(job.encoder_dir, job.device).encode(job.captions, job.batch_size).numpy()
-
-
-def _encoded(captions: Sequence[str], encoder_dir: Path, batch_size: int, device: str, map_jobs: MapJobs) -> _Embedded:
-    encoder = load_text_encoder(encoder_dir)
-    jobs = [
+def plan_jobs(
+    captions: Sequence[str], encoder_dir: Path, encoder_sha256: str, *, batch_size: int, device: str
+) -> list[EmbeddingJob]:
+    """Cut captions, in their order, into jobs of CAPTIONS_PER_JOB."""
+    return [
         EmbeddingJob(
             encoder_dir=encoder_dir,
+            encoder_sha256=encoder_sha256,
             captions=tuple(captions[start : start + CAPTIONS_PER_JOB]),
             batch_size=batch_size,
             device=device,
         )
         for start in range(0, len(captions), CAPTIONS_PER_JOB)
     ]
-    return _Embedded(EncoderId(encoder.name, encoder.sha256), np.concatenate(map_jobs(embed_job, jobs)))
 
 
-def _released(rows: Sequence[dict[str, Any]], path: Path) -> _Embedded:
+def embed_job(job: EmbeddingJob) -> Vectors:
+    """Embed one job's captions, on one thread: a task has one CPU. Equal captions are embedded once.
+
+    Raises:
+        ValueError: the encoder is not the one that the job was made for, or a caption cannot be encoded.
+    """
+    encoder = _loaded(job.encoder_dir, job.encoder_sha256, job.device)
+    place_of = {caption: place for place, caption in enumerate(dict.fromkeys(job.captions))}
+    with _one_thread():
+        try:
+            vectors = encoder.encode(list(place_of), job.batch_size).numpy()
+        except ValueError as error:  # it numbers the captions as they were given here: of no use to anyone
+            raise ValueError(re.sub(r"^captions\[\d+\]", "a caption", str(error))) from None
+    return vectors[[place_of[caption] for caption in job.captions]]
+
+
+@lru_cache(maxsize=1)
+def _loaded(encoder_dir: Path, sha256: str, device: str) -> TextEncoder:
+    """Read the encoder once a process, however many jobs that has; another sha256 is another encoder."""
+    encoder = load_text_encoder(encoder_dir, device)
+    if encoder.sha256 != sha256:
+        raise ValueError(f"{encoder_dir} was written anew while its captions were embedded; run `dvc repro` again")
+    return encoder
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def released_embeddings(rows: Sequence[dict[str, Any]], path: Path) -> Embedded:
     """Look the pictures' embeddings up by file name; the k-th is that of the k-th line of text_c10, as published.
 
-    COCO's released keys have no folder, so names are compared with it and, where that fails, without it.
+    COCO's keys have no folder, and its pictures kept their numbers, not their names, when it was split anew in 2017: a
+    name is looked up as it is and without its folder, COCO's without the prefix of 2014.
     """
     released = read_released(path)
-    places = {name: place for place, name in enumerate(released.file_names)}
-    chosen: list[int] = []
+    place_of = {_without_year(name): place for place, name in enumerate(released.file_names)}
+    names = [_without_year(str(row["file_name"])) for row in rows]
+    places = [place_of.get(name, place_of.get(PurePosixPath(name).name)) for name in names]
+    missing = [row["file_name"] for row, place in zip(rows, places, strict=True) if place is None]
+    if missing:
+        others = f" and {len(missing) - 1} more of {len(rows)} pictures" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{path} has no embeddings of {missing[0]}{others}; bring those of this data set and split, or set "
+            "embed_captions.source: models/text_encoder"
+        )
     for row in rows:
-        name = str(row["file_name"])
-        place = places.get(name, places.get(PurePosixPath(name).name))
-        if place is None:
-            raise ValueError(
-                f"{path} has no embeddings of {name}; bring those of this data set and split, or set "
-                "embed_captions.source: encoder"
-            )
         if len(row["captions"]) > released.vectors.shape[1]:
             raise ValueError(
                 f"{path} has {released.vectors.shape[1]} embeddings a picture, fewer than the {len(row['captions'])} "
-                f"captions of {name}; lower crop_images.captions_per_image"
+                f"captions of {row['file_name']}; lower crop_images.captions_per_image"
             )
-        chosen.append(place)
-    vectors = [released.vectors[place, : len(row["captions"])] for place, row in zip(chosen, rows, strict=True)]
-    return _Embedded(released_encoder(path), np.concatenate(vectors))
+    found = zip(places, rows, strict=True)
+    vectors = [released.vectors[place, : len(row["captions"])] for place, row in found if place is not None]
+    return Embedded(released_encoder(path), np.concatenate(vectors))
+
+
+def _without_year(file_name: str) -> str:
+    return re.sub(r"COCO_(train|val)2014_", "", file_name)
+
+
+def _require_finite(embedded: Embedded, captions: Sequence[str]) -> None:
+    is_bad = ~np.isfinite(embedded.vectors).all(axis=1)
+    if is_bad.any():
+        caption = captions[int(is_bad.argmax())]
+        raise ValueError(
+            f"the embedding of {caption!r} is not finite, nor are {int(is_bad.sum()) - 1} others: "
+            f"{embedded.encoder.name} is no good encoder; fit or choose another"
+        )
+
+
+def _table(rows: Sequence[dict[str, Any]], embedded: Embedded) -> pa.Table:
+    dim = embedded.vectors.shape[1]
+    columns = [
+        pa.array([row["image_id"] for row in rows for _ in row["captions"]], pa.int64()),
+        pa.array([number for row in rows for number in range(len(row["captions"]))], pa.int32()),
+        pa.array([caption for row in rows for caption in row["captions"]], pa.string()),
+        pa.FixedSizeListArray.from_arrays(pa.array(embedded.vectors.reshape(-1)), dim),
+    ]
+    return pa.Table.from_arrays(columns, schema=embeddings_schema(dim, embedded.encoder._asdict()))
 
 
 def _unknown(caption: str) -> set[str]:

@@ -72,7 +72,7 @@ class CharCnnRnnEncoder:
 
         Args:
             captions: N captions.
-            batch_size: captions a forward pass; captions of like length go together, as short ones cost less.
+            batch_size: captions a forward pass; the more, the more windows of characters they share.
 
         Returns:
             (N, embedding_dim) float32 on the CPU.
@@ -82,12 +82,8 @@ class CharCnnRnnEncoder:
         """
         codes = checked_codes(captions, lambda index: f"captions[{index}]")
         device = self.network.project.weight.device
-        order = torch.tensor([len(caption) for caption in captions]).argsort(stable=True)
-        embeddings = torch.empty(len(captions), self.embedding_dim)
         with torch.inference_mode():
-            for rows in order.split(batch_size):
-                embeddings[rows] = self.network(codes[rows].to(device)).cpu()
-        return embeddings
+            return torch.cat([self.network(batch.to(device)).cpu() for batch in codes.split(batch_size)])
 
 
 def save_text_encoder(folder: Path, text_encoder: CharCnnRnn, image_encoder: AnyImageEncoder | None = None) -> None:
