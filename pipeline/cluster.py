@@ -171,8 +171,8 @@ def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) ->
             storage_path=str(storage_dir / "ray"),
             failure_config=FailureConfig(
                 max_failures=hardware.max_failures,
-                # A cluster may still grow to what was asked for; this machine will not, so waiting has an end here.
-                controller_failure_limit=-1 if "RAY_ADDRESS" in os.environ else hardware.max_failures,
+                # A cluster may still grow to what was asked for; this machine will not: waiting ends, fit tries again.
+                controller_failure_limit=-1 if "RAY_ADDRESS" in os.environ else 0,
             ),
         ),
     )

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.data.files import file_sha256, replaced_folder
 from pipeline.data.records import path_inside
 from pipeline.data.released_pickles import read_matrices, read_names, read_whole_numbers
-from pipeline.data.tables import EncoderId
+from pipeline.data.tables import EncoderId, read_table
 
 CONTRACT = "released_embeddings/v1"
 EMBEDDINGS_NAME = "char-CNN-RNN-embeddings.pickle"
@@ -104,15 +104,7 @@ def read_released(path: Path) -> Released:
             have the same number of captions, side by side.
     """
     again = "run `stackgan import-embeddings` to write it"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: {again}")
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file ({error}); {again}") from error
-    found = (table.schema.metadata or {}).get(b"contract", b"none").decode()
-    if found != CONTRACT:
-        raise ValueError(f"{path}: contract {found!r} is not {CONTRACT!r}; {again}")
+    table = read_table(path, CONTRACT, again)
     per_image = int(pc.max(table.column("caption_id")).as_py() or 0) + 1
     firsts = table.take(np.arange(0, table.num_rows, per_image))
     is_whole = table.num_rows and table.num_rows % per_image == 0

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from pipeline.data.files import replaced_file
 
+REMEDY = "run `dvc repro` to make it"
+
 BOX = pa.list_(pa.float32(), 4)
 
 IMAGES = pa.schema(
@@ -71,19 +73,19 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, partial_path, write_page_checksum=True)
 
 
-def read_table(path: Path, contract: str) -> pa.Table:
+def read_table(path: Path, contract: str, remedy: str = REMEDY) -> pa.Table:
     """Read a table written under `contract`.
 
     Raises:
         ValueError: the file is missing, not Parquet, or of another contract.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing: run `dvc repro` to make it")
+        raise ValueError(f"{path} is missing: {remedy}")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file ({error}); rerun `dvc repro`") from error
-    require_contract(path, table.schema.metadata, contract)
+        raise ValueError(f"{path} is not a whole Parquet file ({error}); {remedy}") from error
+    require_contract(path, table.schema.metadata, contract, remedy)
     return table
 
 
@@ -93,11 +95,11 @@ def read_images(crops_dir: Path, split: str) -> list[dict[str, Any]]:
     return [row for row in table.to_pylist() if row["split"] == split]
 
 
-def require_contract(path: Path, metadata: Mapping[bytes, bytes] | None, contract: str) -> None:
+def require_contract(path: Path, metadata: Mapping[bytes, bytes] | None, contract: str, remedy: str = REMEDY) -> None:
     """Raise ValueError unless the metadata of the file at `path` names `contract`."""
     found = (metadata or {}).get(b"contract", b"none").decode()
     if found != contract:
-        raise ValueError(f"{path}: contract {found!r} is not {contract!r}; rerun `dvc repro` to write it anew")
+        raise ValueError(f"{path}: contract {found!r} is not {contract!r}; {remedy}")
 
 
 class Embeddings(NamedTuple):
