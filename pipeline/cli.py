@@ -124,16 +124,17 @@ def _embedded(encoder: TextEncoder, captions: Sequence[Caption]) -> Tensor:
             rows.append(encoder.encode([caption.text], 1))
         except ValueError as error:
             raise ValueError(f"{caption.place}: {str(error).removeprefix('captions[0] ')}") from None
-    if isinstance(encoder, CharCnnRnnEncoder):
-        _note_unread([caption.text for caption in captions])
+    _note_unread(encoder, [caption.text for caption in captions])
     return torch.cat(rows)
 
 
-def _note_unread(captions: Sequence[str]) -> None:
-    """Say what the char-CNN-RNN does not see of captions."""
-    num_cut = sum(len(caption) > MAX_CHARS for caption in captions)
+def _note_unread(encoder: TextEncoder, captions: Sequence[str]) -> None:
+    """Say what the encoder does not see of captions."""
+    num_cut = encoder.num_cut(captions)
     if num_cut:
-        logger.warning("captions of which only the first %d characters are read: %d", MAX_CHARS, num_cut)
+        logger.warning("captions of which only the first %s are read: %d", encoder.reads_at_most, num_cut)
+    if not isinstance(encoder, CharCnnRnnEncoder):
+        return
     num_unknown = sum(char not in ALPHABET for caption in captions for char in caption.lower()[:MAX_CHARS])
     if num_unknown:
         logger.warning("characters that the text encoder does not know, passed over: %d", num_unknown)

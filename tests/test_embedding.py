@@ -18,15 +18,17 @@ from pipeline.data.released import import_released
 from pipeline.data.tables import read_embeddings, read_encoder, read_images, write_table
 from pipeline.text import embedding
 from pipeline.text.char_cnn_rnn import CharCnnRnn
-from pipeline.text.embedding import EmbeddingJob, Vectors, embed_captions, embed_job, plan_jobs
+from pipeline.text.embedding import EmbeddingJob, JobResult, embed_captions, embed_job, plan_jobs
 from pipeline.text.encoders import load_text_encoder, save_text_encoder
+from pipeline.text.freezing import freeze_pretrained
 from tests.gan_data import CAPTIONS_PER_IMAGE, write_training_set
+from tests.pretrained_data import minilm_dir
 from tests.released_data import pickled_arrays, pickled_names
 
 DIM = 12
 
 
-def in_order(work: Callable[[EmbeddingJob], Vectors], jobs: Sequence[EmbeddingJob]) -> list[Vectors]:
+def in_order(work: Callable[[EmbeddingJob], JobResult], jobs: Sequence[EmbeddingJob]) -> list[JobResult]:
     return [work(job) for job in jobs]
 
 
@@ -46,7 +48,7 @@ def embed(data_dir: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"is_released": False, "batch_size": 5, "device": "cpu", "map_jobs": in_order}
     embed_captions(
         changes.pop("crops_dir", data_dir / "crops"),
-        data_dir / ("released" if changes.get("is_released") else "encoder"),
+        changes.pop("source_dir", data_dir / ("released" if changes.get("is_released") else "encoder")),
         out_dir / "embeddings",
         out_dir / "report.json",
         **options | changes,
@@ -144,9 +146,9 @@ def test_missing_released_embeddings_are_refused_with_the_command(data_dir: Path
 
 
 def test_an_embedding_that_is_not_finite_is_refused_before_anything_is_written(data_dir: Path, tmp_path: Path) -> None:
-    def broken(work: Callable[[EmbeddingJob], Vectors], jobs: Sequence[EmbeddingJob]) -> list[Vectors]:
+    def broken(work: Callable[[EmbeddingJob], JobResult], jobs: Sequence[EmbeddingJob]) -> list[JobResult]:
         found = in_order(work, jobs)
-        found[0][2, 3] = np.nan
+        found[0].vectors[2, 3] = np.nan
         return found
 
     with pytest.raises(ValueError, match="the embedding of 'bird 1 seen 2' is not finite, nor are 0 others"):
@@ -225,6 +227,28 @@ def test_cocos_pictures_are_found_without_folder_and_year(tmp_path: Path) -> Non
 
 def test_cut_and_unknown_characters_are_counted(data_dir: Path, tmp_path: Path) -> None:
     changes = {(0, 0): "a bird " * 40, (1, 0): "a b\u00efrd", (14, 1): "a bird \U0001f426 " * 40, (2, 0): "A Bird"}
-    report = embed(data_dir, tmp_path, crops_dir=with_captions(data_dir, tmp_path / "crops", changes))
-    assert report["num_longer_than_201_characters"] == 2
-    assert report["num_with_characters_outside_the_alphabet"] == 2
+    crops_dir = with_captions(data_dir, tmp_path / "crops", changes)
+    write_released(data_dir)
+    for is_released in (False, True):
+        report = embed(data_dir, tmp_path, crops_dir=crops_dir, is_released=is_released)
+        assert (report["encoder_reads_at_most"], report["num_captions_cut"]) == ("201 characters", 2)
+        assert report["num_with_characters_outside_the_alphabet"] == 2
+
+
+def test_captions_that_a_pretrained_encoder_cuts_are_counted_whatever_the_workers_and_batches(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "CAPTIONS_PER_JOB", 16)
+    freeze_pretrained(str(minilm_dir()), tmp_path / "minilm")
+    # The first two are equal, so embedded once, and both are cut; 40 words are more than 201 characters and no cut.
+    changes = {(0, 0): "bird " * 400, (0, 1): "bird " * 400, (14, 1): "wing " * 400, (3, 0): "feather " * 40}
+    options = {"source_dir": tmp_path / "minilm", "crops_dir": with_captions(data_dir, tmp_path / "crops", changes)}
+    reports = [embed(data_dir, tmp_path, batch_size=batch_size, **options) for batch_size in (1, 7)]
+    try:
+        for num_workers in (1, 2):
+            reports.append(embed(data_dir, tmp_path, map_jobs=partial(map_shards, num_workers=num_workers), **options))
+    finally:
+        ray.shutdown()
+    for report in reports:
+        assert (report["encoder_reads_at_most"], report["num_captions_cut"]) == ("254 tokens", 3)
+        assert "num_with_characters_outside_the_alphabet" not in report

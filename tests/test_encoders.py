@@ -48,6 +48,14 @@ def test_long_captions_are_cut_and_capitals_folded() -> None:
     assert torch.equal(encoder.encode(["ab" * 200]), encoder.encode(["AB" * 100 + "a"]))
 
 
+def test_a_caption_is_cut_from_the_202nd_character_on() -> None:
+    encoder = frozen_encoder()
+    assert encoder.reads_at_most == "201 characters"
+    assert [encoder.num_cut(["ab" * 100 + tail]) for tail in ("", "a", "ab", "\u0130")] == [0, 0, 1, 1]
+    assert encoder.num_cut(["a" * 202, "a", "a" * 5_000]) == 2
+    assert encoder.num_cut([]) == 0
+
+
 @pytest.mark.parametrize("strange", ["\U0001f426", "赤い鳥", "\x00\x07", "\ud800", "é"])
 def test_characters_outside_the_alphabet_are_zero_rows_whatever_they_are(strange: str) -> None:
     # Each takes the place of one character: the rows of a one-hot matrix, all zero, as the published code has them.

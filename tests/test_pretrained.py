@@ -61,6 +61,15 @@ def test_a_very_long_caption_is_cut_at_the_models_length(minilm: PretrainedEncod
     assert not torch.equal(cut, shorter)
 
 
+def test_a_caption_is_cut_where_it_has_more_tokens_than_the_model_reads(minilm: PretrainedEncoder) -> None:
+    assert minilm.reads_at_most == "254 tokens"
+    assert [minilm.num_cut(["bird " * count]) for count in (1, 254, 255, 400)] == [0, 0, 1, 1]
+    assert minilm.num_cut(["extraordinary " * 100]) == 0  # 1,400 characters, words of one token
+    assert minilm.num_cut(["zygodactylous " * 100]) == 1  # as many, and more tokens
+    assert minilm.num_cut(["bird " * 400, "a red bird", "\ud800 bird " * 400]) == 2
+    assert minilm.num_cut([]) == 0
+
+
 def test_what_the_tokenizer_does_not_know_is_one_unknown_token_or_nothing(minilm: PretrainedEncoder) -> None:
     plain, control, surrogate = minilm.encode(["a red bird", "a\x00 red\x07 bird\u200b", "a red \ud800 bird"])
     torch.testing.assert_close(control, plain, rtol=0, atol=1e-6)

@@ -24,6 +24,7 @@ Rnn = Literal["gru", "relu"]
 # "-" stands in it twice (ids 37 and 60). The published table was filled in order: the later wins, id 37 is never seen.
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789-,;.!?:'\"/\\|_@#$%^&*~`+-=<>()[]{} "
 MAX_CHARS = 201
+READS_AT_MOST = f"{MAX_CHARS} characters"  # of a caption
 
 KERNEL_WIDTH, POOL_WIDTH = 4, 3
 POOLED_WIDTH = POOL_WIDTH + KERNEL_WIDTH - 1  # a position behind convolution and pooling sees as many before them
@@ -50,6 +51,11 @@ def character_codes(captions: Sequence[str], lower_case: bool = True) -> Tensor:
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4").reshape(len(captions), MAX_CHARS)
     table = _code_of_ascii()
     return torch.from_numpy(table[np.minimum(points, len(table) - 1)])
+
+
+def num_cut(captions: Sequence[str]) -> int:
+    """Count the captions that `character_codes` cuts; folded, a dotted capital I is two characters."""
+    return sum(len(caption.lower()) > MAX_CHARS for caption in captions)
 
 
 def _code_of_ascii() -> NDArray[np.int64]:

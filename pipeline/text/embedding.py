@@ -20,8 +20,9 @@ import torch
 from pipeline.data.files import replaced_folder, write_json
 from pipeline.data.released import read_released, released_encoder
 from pipeline.data.tables import EncoderId, embeddings_schema, read_embedding_dim, read_images, write_table
-from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
+from pipeline.text.char_cnn_rnn import ALPHABET, READS_AT_MOST, num_cut
 from pipeline.text.encoders import TextEncoder, load_text_encoder
+from pipeline.text.pretrained import PretrainedEncoder
 
 CAPTIONS_PER_JOB = 1024  # whatever the number of workers: equal jobs give equal bytes
 SPLITS = ("train", "test")
@@ -40,7 +41,14 @@ class EmbeddingJob:
     device: str
 
 
-MapJobs = Callable[[Callable[[EmbeddingJob], Vectors], Sequence[EmbeddingJob]], Sequence[Vectors]]
+class JobResult(NamedTuple):
+    """The embeddings of a job's captions, and of how many the encoder did not see the end."""
+
+    vectors: Vectors
+    num_cut: int
+
+
+MapJobs = Callable[[Callable[[EmbeddingJob], JobResult], Sequence[EmbeddingJob]], Sequence[JobResult]]
 
 
 class Embedded(NamedTuple):
@@ -48,6 +56,7 @@ class Embedded(NamedTuple):
 
     encoder: EncoderId
     vectors: Vectors
+    num_cut: int
 
 
 def embed_captions(
@@ -77,34 +86,35 @@ def embed_captions(
     Raises:
         ValueError: the encoder or a released picture is missing, a caption cannot be encoded, or a value is not finite.
     """
-    own_encoder = None
-    if not is_released:
-        encoder = load_text_encoder(source_dir)
-        own_encoder = EncoderId(encoder.name, encoder.sha256)
+    encoder = None if is_released else load_text_encoder(source_dir)
     encoders: list[EncoderId] = []
+    num_captions_cut = 0
     captions_of: dict[str, list[str]] = {}
     with replaced_folder(out_dir) as partial_dir:
         for split in SPLITS:
             rows = read_images(crops_dir, split)
             captions = captions_of[split] = [caption for row in rows for caption in row["captions"]]
-            if own_encoder is None:
+            if encoder is None:
                 embedded = released_embeddings(rows, source_dir / f"{split}.parquet")
             else:
-                jobs = plan_jobs(captions, source_dir, own_encoder.sha256, batch_size=batch_size, device=device)
-                embedded = Embedded(own_encoder, np.concatenate(map_jobs(embed_job, jobs)))
+                jobs = plan_jobs(captions, source_dir, encoder.sha256, batch_size=batch_size, device=device)
+                embedded = _joined(encoder, map_jobs(embed_and_count, jobs))
             _require_finite(embedded, captions)
             write_table(partial_dir / f"{split}.parquet", _table(rows, embedded))
             encoders.append(embedded.encoder)
-    every_caption = [caption for captions in captions_of.values() for caption in captions]
-    report = {
+            num_captions_cut += embedded.num_cut
+    report: dict[str, Any] = {
         "source": "released" if is_released else "encoder",
         "encoder": encoders[0].name,
         "encoder_sha256": encoders[0].sha256,  # of the train split; each split has its own released pickle
         "embedding_dim": read_embedding_dim(out_dir / f"{SPLITS[0]}.parquet"),
         "num_captions": {split: len(captions) for split, captions in captions_of.items()},
-        "num_longer_than_201_characters": sum(len(caption) > MAX_CHARS for caption in every_caption),
-        "num_with_characters_outside_the_alphabet": sum(bool(_unknown(caption)) for caption in every_caption),
+        "encoder_reads_at_most": encoder.reads_at_most if encoder else READS_AT_MOST,
+        "num_captions_cut": num_captions_cut,
     }
+    if not isinstance(encoder, PretrainedEncoder):  # the alphabet is the char-CNN-RNN's
+        every_caption = [caption for captions in captions_of.values() for caption in captions]
+        report["num_with_characters_outside_the_alphabet"] = sum(bool(_unknown(caption)) for caption in every_caption)
     write_json(report_path, report)
 
 
@@ -122,6 +132,16 @@ def plan_jobs(
         )
         for start in range(0, len(captions), CAPTIONS_PER_JOB)
     ]
+
+
+def embed_and_count(job: EmbeddingJob) -> JobResult:
+    """Embed one job's captions and count those that are cut, on the same worker: splitting into tokens takes time.
+
+    Raises:
+        ValueError: see embed_job.
+    """
+    vectors = embed_job(job)
+    return JobResult(vectors, _loaded(job.encoder_dir, job.encoder_sha256, job.device).num_cut(job.captions))
 
 
 def embed_job(job: EmbeddingJob) -> Vectors:
@@ -159,6 +179,11 @@ def _one_thread() -> Generator[None]:
         torch.set_num_threads(num_threads)
 
 
+def _joined(encoder: TextEncoder, results: Sequence[JobResult]) -> Embedded:
+    vectors = np.concatenate([result.vectors for result in results])
+    return Embedded(EncoderId(encoder.name, encoder.sha256), vectors, sum(result.num_cut for result in results))
+
+
 def released_embeddings(rows: Sequence[dict[str, Any]], path: Path) -> Embedded:
     """Look the pictures' embeddings up by file name; the k-th is that of the k-th line of text_c10, as published.
 
@@ -184,7 +209,8 @@ def released_embeddings(rows: Sequence[dict[str, Any]], path: Path) -> Embedded:
             )
     found = zip(places, rows, strict=True)
     vectors = [released.vectors[place, : len(row["captions"])] for place, row in found if place is not None]
-    return Embedded(released_encoder(path), np.concatenate(vectors))
+    cut = sum(num_cut(row["captions"]) for row in rows)
+    return Embedded(released_encoder(path), np.concatenate(vectors), cut)
 
 
 def _without_year(file_name: str) -> str:

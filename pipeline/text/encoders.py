@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.snapshots import load_snapshot, save_snapshot
-from pipeline.text.char_cnn_rnn import ALPHABET, CharCnnRnn, character_codes
+from pipeline.text.char_cnn_rnn import ALPHABET, READS_AT_MOST, CharCnnRnn, character_codes, num_cut
 from pipeline.text.image_encoders import AnyImageEncoder, save_image_encoder
 from pipeline.text.pretrained import ENCODER_KIND as PRETRAINED
 from pipeline.text.pretrained import load_pretrained
@@ -54,6 +54,15 @@ class TextEncoder(Protocol):
         """
         ...
 
+    @property
+    def reads_at_most(self) -> str:
+        """Return how much of a caption it reads, such as "201 characters"."""
+        ...
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Count the captions that are longer, and of which it does not see the end."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CharCnnRnnEncoder:
@@ -84,6 +93,15 @@ class CharCnnRnnEncoder:
         device = self.network.project.weight.device
         with torch.inference_mode():
             return torch.cat([self.network(batch.to(device)).cpu() for batch in codes.split(batch_size)])
+
+    @property
+    def reads_at_most(self) -> str:
+        """Return how much of a caption it reads."""
+        return READS_AT_MOST
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Count the captions that are longer, and of which it does not see the end."""
+        return num_cut(captions)
 
 
 def save_text_encoder(folder: Path, text_encoder: CharCnnRnn, image_encoder: AnyImageEncoder | None = None) -> None:

@@ -33,7 +33,7 @@ class SentenceForm:
     pooling: Pooling  # over tokens; `projection` is CLIP's, of the token that ends the caption
     normalize: bool  # to length 1
     lower_case: bool  # before the tokenizer
-    max_length: int  # tokens; what is behind is cut
+    max_length: int  # tokens, those that mark beginning and end among them; what is behind is cut
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,12 +78,7 @@ class PretrainedEncoder:
         Raises:
             ValueError: see encode.
         """
-        # Half a surrogate pair, as a damaged file may bring, is nothing that a tokenizer takes.
-        texts = [caption.encode("utf-8", "replace").decode() for caption in captions]
-        texts = [text.lower() for text in texts] if self.form.lower_case else texts
-        token_ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=self.form.max_length)[
-            "input_ids"
-        ]
+        token_ids = self._tokenized(captions, self.form.max_length)
         says_nothing = set(self.tokenizer.all_special_ids)
         for index, (caption, ids) in enumerate(zip(captions, token_ids, strict=True)):
             if not caption.strip():
@@ -91,6 +86,26 @@ class PretrainedEncoder:
             if says_nothing.issuperset(ids):
                 raise ValueError(f"captions[{index}] ({caption[:40]!r}) has no word that {self.name} knows: reword it")
         return token_ids
+
+    @property
+    def reads_at_most(self) -> str:
+        """Return how much of a caption it reads: its tokens, without those that mark its beginning and end."""
+        return f"{self.form.max_length - self.tokenizer.num_special_tokens_to_add()} tokens"
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """Count the captions that are longer, and of which it does not see the end."""
+        # One token more than it reads tells the cut ones from those that just fit.
+        token_ids = self._tokenized(captions, self.form.max_length + 1)
+        return sum(len(ids) > self.form.max_length for ids in token_ids)
+
+    def _tokenized(self, captions: Sequence[str], max_length: int) -> list[list[int]]:
+        """Return the ids of at most `max_length` tokens a caption."""
+        if not captions:  # the library reads the first one unasked
+            return []
+        # Half a surrogate pair, as a damaged file may bring, is nothing that a tokenizer takes.
+        texts = [caption.encode("utf-8", "replace").decode() for caption in captions]
+        texts = [text.lower() for text in texts] if self.form.lower_case else texts
+        return self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
     def embed_tokens(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Embed B captions of at least one token each, padded to the longest: (B, embedding_dim) on the CPU."""
