@@ -33,10 +33,11 @@ def best_rate(work: Callable[[], int], repeats: int) -> float:
     return max(rates)
 
 
-def tell(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, float]) -> None:
+def tell(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], results: Mapping[str, float | str]) -> None:
     """Print the table and the line of JSON."""
     table = Table(*columns, title=title, caption=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}")
     for row in rows:
         table.add_row(*row)
     Console(width=100).print(table)
-    print(json.dumps({key: float(f"{value:.4g}") for key, value in results.items()}))
+    rounded = {key: value if isinstance(value, str) else float(f"{value:.4g}") for key, value in results.items()}
+    print(json.dumps(rounded))

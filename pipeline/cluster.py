@@ -6,7 +6,8 @@ machine's own address (it refuses loopback) and asks for a token, which it keeps
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
+MAY_PASS = (ConnectionError, TimeoutError)  # those OSErrors of a training for which it is tried again
+
 
 def start(num_workers: int) -> None:
     """Connect to Ray, or start it here with at least `num_workers` CPUs."""
@@ -25,6 +28,8 @@ def start(num_workers: int) -> None:
     in_process = "RAY_ADDRESS" not in os.environ
     if in_process:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    for part in ("CONTROLLER", "WORKER"):  # else Ray Train sets up its own logging there, over quieten_logs
+        os.environ.setdefault(f"RAY_TRAIN_ENABLE_{part}_STRUCTURED_LOGGING", "0")
     import ray
 
     if ray.is_initialized():
@@ -41,13 +46,9 @@ def start(num_workers: int) -> None:
 
 
 def quieten_logs() -> None:
-    """Leave a Ray process our own lines and Ray's errors.
-
-    Among what goes: Ray Train's cleaner, which warns every second that the dashboard (off here) does not answer.
-    """
+    """Leave a Ray process our own lines and Ray's errors."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    for name in ("ray.train.v2._internal.execution.controller.placement_group_cleaner", "ray.train.v2"):
+    for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -108,6 +109,11 @@ class Hardware(Protocol):
         ...
 
     @property
+    def min_workers(self) -> int:
+        """With how few a training is content where Ray has no more; it grows when Ray does."""
+        ...
+
+    @property
     def use_gpu(self) -> bool:
         """Whether each has a GPU."""
         ...
@@ -122,67 +128,146 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
     """Run `loop` on every worker of a Ray Train group, with torch.distributed set up between them.
 
     A worker that dies takes the group down; the group is started again and `loop` continues from its own checkpoint.
+    A group of fewer workers than asked for is likewise started again, larger, when Ray finds room for more.
 
     Args:
-        loop: takes no argument (see functools.partial) and keeps its state in its own checkpoints.
-        storage_dir: of this training; Ray keeps its own state in it, under its name. An equal name continues an
-            earlier run, so it must stand for the params and inputs.
+        loop: takes no argument (see functools.partial), learns from torch.distributed how many workers there are, and
+            keeps its state in its own checkpoints. One that ran to its end or failed runs again in the next call.
+        storage_dir: of this training; Ray keeps its own state in it, under its name.
         hardware: how many workers, and on what.
 
     Raises:
-        ValueError: raised by `loop`, or more GPUs were asked for than there are.
-        FloatingPointError: raised by `loop`.
+        ValueError: raised by `loop`, and told at once; or more GPUs were asked for than there are.
+        FloatingPointError: raised by `loop`, and told at once.
+        OSError: likewise, such as a full disk; but for a lost connection, which may come back, the group is started
+            again first.
+        TrainingFailedError: of Ray Train; the last try failed too.
     """
     import ray
     from ray.train import ControllerError, TrainingFailedError
 
-    for failures_left in range(hardware.max_failures, -1, -1):
+    start(hardware.num_workers)
+    _check_gpus(hardware)
+    num_failures = 0
+    while True:
         start(hardware.num_workers)
-        num_gpus = int(ray.cluster_resources().get("GPU", 0))
-        if hardware.use_gpu and num_gpus < hardware.num_workers:
-            raise ValueError(
-                f"hardware.num_workers asks for {hardware.num_workers} GPUs and Ray sees {num_gpus}; "
-                "lower it, or use hardware=cpu"
-            )
+        _say_if_too_few(hardware)
         try:
             _trainer(loop, storage_dir, hardware).fit()
             return
         except TrainingFailedError as error:
-            # A worker that dies while its group starts is a failure of Ray Train's controller, which is not tried
-            # again and leaves the group's CPUs or GPUs taken: the next group would wait for ever.
-            failed_to_start = isinstance(error, ControllerError)
-            if failed_to_start:
+            # A worker that dies while its group starts is a failure of Ray Train's controller, which may leave the
+            # group's CPUs or GPUs taken: the next group would wait for ever. Leaving Ray frees them, on a cluster too.
+            if isinstance(error, ControllerError):
                 ray.shutdown()
-            if failures_left == 0 or not failed_to_start:
-                raise _own_error(error) or error from None
-            logger.warning("a worker died while its group was starting; starting Ray's part again")
+            if _waits_for_cluster(error):
+                logger.warning("Ray has no room for %s yet; waiting for its cluster to grow", storage_dir.name)
+                continue
+            own_error = _own_error(error)
+            num_failures += 1
+            if num_failures > hardware.max_failures or (own_error and not isinstance(own_error, MAY_PASS)):
+                raise own_error or error from None
+            logger.warning(
+                "try %d of %d of %s failed: %s; starting its workers again",
+                num_failures, 1 + hardware.max_failures, storage_dir.name, _reason(error),
+            )  # fmt: skip
+
+
+def _check_gpus(hardware: Hardware) -> None:
+    """Refuse to train on GPUs that there are not, and say how many lie idle."""
+    import ray
+
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if hardware.use_gpu and num_gpus < hardware.min_workers:
+        raise ValueError(
+            f"hardware.min_workers asks for {hardware.min_workers} GPUs and Ray sees {num_gpus}; "
+            "lower it, or use hardware=cpu"
+        )
+    if num_gpus and not hardware.use_gpu:
+        logger.warning("GPUs that stay unused: %d; hardware=gpu trains on them", num_gpus)
+
+
+def _say_if_too_few(hardware: Hardware) -> None:
+    """Say what Ray does not: a group that takes what there is waits without an end for its least number of workers."""
+    import ray
+
+    unit = "GPU" if hardware.use_gpu else "CPU"
+    num_units = int(ray.cluster_resources().get(unit, 0))
+    if num_units < hardware.min_workers:
+        logger.warning(
+            "Ray has %d %ss; waiting until there are %d: add machines, or lower hardware.min_workers",
+            num_units, unit, hardware.min_workers,
+        )  # fmt: skip
 
 
 def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) -> "TorchTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    return TorchTrainer(
-        loop,
+    class Trainer(TorchTrainer):
+        """Without the cleaner where Ray ends with us: it asks the dashboard, off here, and delays the end for 12 s."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            if "RAY_ADDRESS" in os.environ:
+                return callbacks
+            return [it for it in callbacks if type(it).__name__ != "PlacementGroupCleanerCallback"]
+
+    fewest, most = hardware.min_workers, hardware.num_workers
+    return Trainer(
+        partial(_work, loop, most),
         torch_config=TorchConfig(backend="nccl" if hardware.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
+        scaling_config=ScalingConfig(num_workers=most if fewest == most else (fewest, most), use_gpu=hardware.use_gpu),
         run_config=RunConfig(
             name=storage_dir.name,
             storage_path=str(storage_dir / "ray"),
-            failure_config=FailureConfig(
-                max_failures=hardware.max_failures,
-                # A cluster may still grow to what was asked for; this machine will not: waiting ends, fit tries again.
-                controller_failure_limit=-1 if "RAY_ADDRESS" in os.environ else 0,
-            ),
+            # `fit` alone tries again; only from a machine that its cloud takes back, Ray moves away by itself.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
 
 
-def _own_error(error: BaseException) -> ValueError | FloatingPointError | None:
+def _work(loop: Callable[[], None], num_asked: int) -> None:
+    """Run `loop` in a worker; the first one says so where they are fewer than asked for."""
+    from ray.train import get_context
+
+    num_workers = get_context().get_world_size()
+    if num_workers < num_asked and get_context().get_world_rank() == 0:
+        logger.warning(
+            "training on %d of %d workers asked for: Ray has room for no more; add machines or lower num_workers",
+            num_workers, num_asked,
+        )  # fmt: skip
+    loop()
+
+
+def _own_error(error: BaseException) -> ValueError | FloatingPointError | OSError | None:
     """Return the error that `loop` raised for a person to read, out of Ray Train's wrapping."""
-    failures: Iterable[Any] = getattr(error, "worker_failures", {}).values()
-    for failure in (error.__cause__, *failures):
-        cause = getattr(failure, "cause", failure)
-        if isinstance(cause, ValueError | FloatingPointError):
-            return cause
-    return None
+    causes = [getattr(failure, "cause", failure) for failure in _failures(error).values()]
+    own_errors = [cause for cause in causes if isinstance(cause, ValueError | FloatingPointError | OSError)]
+    return min(own_errors, key=lambda own_error: isinstance(own_error, MAY_PASS), default=None)
+
+
+def _failures(error: BaseException) -> dict[str, BaseException]:
+    """Return who failed with what; a worker's death comes wrapped in Ray Train's health check."""
+    workers: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    failures = {f"worker {rank}": getattr(it, "health_check_failure", it) for rank, it in workers.items()}
+    return failures or {"a starting worker": getattr(error, "controller_failure", error)}
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line why a try failed; a death before all, since it makes the other workers fail too."""
+    from ray.exceptions import RayActorError
+
+    who, failure = min(_failures(error).items(), key=lambda item: not isinstance(item[1], RayActorError))
+    if isinstance(failure, RayActorError):
+        return f"{who} died (killed, or out of memory)"
+    first_line = str(failure).strip().partition("\n")[0]
+    return f"{who}: {type(failure).__name__}: {first_line}"
+
+
+def _waits_for_cluster(error: BaseException) -> bool:
+    """Tell whether a group only found no room: a cluster may still grow, this machine will not."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    found_no_room = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+    return found_no_room and "RAY_ADDRESS" in os.environ

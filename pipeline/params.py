@@ -15,6 +15,9 @@ Section = TypeVar("Section")
 
 PARAMS_PATH = Path("params.yaml")
 
+# Ways to compute a training step faster, each the same function (see pipeline/gan/trainer.py).
+Speedup = Literal["transposed_upsampling", "channels_last", "fused_adam", "shared_features", "frozen_discriminator"]
+
 
 def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> Section:
     """Read one section of params.yaml into its dataclass.
@@ -95,14 +98,18 @@ class HardwareParams:
     """Section `hardware`: where the work runs. No DVC stage depends on it."""
 
     num_workers: int  # Ray workers of a training and of a map over shards
+    min_workers: int  # a training goes on with so many where there are no more
     use_gpu: bool  # one GPU a training worker
     precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the processor has it natively
     max_failures: int  # restarts of a training after a worker died
     device_data_mb: int  # a worker keeps the pictures on its device if they take no more, else reads them step by step
+    speedups: tuple[Speedup, ...]  # of a training step
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_positive(self, "num_workers")
+        _require_positive(self, "num_workers", "min_workers")
+        at_most = f"at most num_workers, {self.num_workers}"
+        _require(self.min_workers <= self.num_workers, "min_workers", self.min_workers, at_most)
         for key in ("max_failures", "device_data_mb"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
 
@@ -190,16 +197,45 @@ class EmbedCaptionsParams:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GanParams:
-    """Section `gan`: what both stages' networks and losses share."""
+    """Section `gan`: both stages' networks (see pipeline/gan/architecture.py) and how they are trained.
 
+    conf/gan/ holds the paper's values and those of both published codes.
+    """
+
+    # The networks.
+    stage1_size: Literal[64, 128, 256]  # side of Stage-I's pictures; 256: directly, the paper's "256 Stage-I"
+    stage2_size: Literal["none", 128, 256]  # side of Stage-II's; none: Stage-I is all there is
     generator_dim: int  # gf_dim of the published code
     discriminator_dim: int  # df_dim
     z_dim: int
     condition_dim: int  # length of the conditioning code c and of D's compressed embedding
     conditioning_augmentation: bool
-    kl_weight: float  # on the KL divergence averaged over batch and dimensions
-    num_residual_blocks: int  # of the Stage-II generator
+    condition_spread: Literal["log_variance", "log_sigma"]  # what the second half of its layer means
+    condition_activation: Literal["none", "leaky_relu", "relu"]  # on both halves
+    truncated_noise: bool  # eps of conditioning augmentation is cut at two standard deviations
+    text_twice: bool  # Stage-II's generator gets the text again
+    num_residual_blocks: int  # of the Stage-II generator; the paper: 2 for 128, 4 for 256
+    bottleneck_residuals: bool  # in Stage-I's generator and both discriminators
+    sketch_layer: bool  # one more layer before Stage-I's picture
+    joint_kernel: Literal[1, 3]  # of D's joint convolution, and of those that reduce Stage-II's features before it
+    third_activation: bool  # after the third convolution of Stage-I's D, where the TensorFlow release forgot it
+    discriminator_text: Literal["own", "mu"]  # D compresses the text itself, or sees the mean of G's code
+    unconditional_head: bool  # Stage-II's D also judges pictures without their text
+    logit_bias: bool
+    truncated_weights: bool  # convolutions begin from a normal distribution cut at two standard deviations
+    spectral_normalisation: bool  # of D; not in the paper
+
+    # Their training.
     captions_averaged: int  # embeddings of so many random captions are averaged for a training pair
+    wrong_pairs: Literal["other_text", "other_image", "next_text"]  # what is exchanged, and for whose
+    adversarial_loss: Literal["bce", "hinge"]
+    kl_form: Literal["mean", "sum"]  # over the dimensions of the conditioning code
+    kl_weight: float
+    redraw_noise: bool  # G's update paints anew with fresh noise
+    stage1_batch_statistics: bool  # the frozen Stage-I normalises by its batch while Stage-II is trained
+    gradient_penalty: Literal["none", "r1", "matching_aware"]  # not in the paper
+    gradient_penalty_weight: float
+    ema_decay: float  # of a moving average of the generator that pictures are painted with; 0: none; not in the paper
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -212,10 +248,15 @@ class GanParams:
             "captions_averaged",
         )
         _require_positive(self, *keys)
-        _require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "0 or more")
-        for key in ("generator_dim", "discriminator_dim"):
-            value = getattr(self, key)
-            _require(value % 4 == 0, key, value, "a multiple of 4 (the bottleneck layers divide it)")
+        for key in ("kl_weight", "gradient_penalty_weight"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 for none, or below 1, such as 0.999")
+        halved = self.generator_dim % 8 == 0
+        _require(halved, "generator_dim", self.generator_dim, "a multiple of 8 (its layers halve it)")
+        refined = self.stage2_size == "none" or self.stage1_size == 64
+        _require(refined, "stage1_size", self.stage1_size, "64 where a Stage-II refines it, or set stage2_size to none")
+        own = self.text_twice or self.discriminator_text == "own"
+        _require(own, "discriminator_text", self.discriminator_text, "own where text_twice is false")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,6 +265,8 @@ class TrainParams:
 
     num_epochs: int
     batch_size: int  # global: shared out among the workers
+    accumulation: int  # a worker computes its share in so many parts, one after the other, to save memory
+    synchronised_batchnorm: bool  # BatchNorm sees the batch of all workers instead of its own share
     learning_rate: float  # Adam, of G and D
     lr_halving_epochs: int
     checkpoint_every_epochs: int
@@ -234,7 +277,14 @@ class TrainParams:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        keys = ("num_epochs", "learning_rate", "lr_halving_epochs", "checkpoint_every_epochs", "sample_every_epochs")
+        keys = (
+            "num_epochs",
+            "accumulation",
+            "learning_rate",
+            "lr_halving_epochs",
+            "checkpoint_every_epochs",
+            "sample_every_epochs",
+        )
         _require_positive(self, *keys)
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "2 or more (BatchNorm)")
 

@@ -3,7 +3,7 @@
 What a run needs to know of its stage (sections of params.yaml, inputs, outputs) is read from dvc.yaml, so that the
 two cannot disagree. `fingerprint` is the hash of exactly these params and inputs: it names the checkpoints' folder, and
 by it an unfinished run is found and continued. Outputs are tagged with their hash; an input's hash leads to the run
-that wrote it, so a lineage can be walked though no file holds a run id.
+that wrote it, so a lineage can be walked though no file holds a run id. The machine's load is logged beside it all.
 """
 
 import fcntl
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_METRICS_PER_BATCH = 1000  # MLflow refuses larger ones
+SYSTEM_METRICS_SEC = 10  # from one sample of the machine's load to the next
 
 
 def run_stage(main: Callable[..., None]) -> None:
@@ -114,13 +115,18 @@ def _filled(text: str, params: Mapping[str, Any]) -> str:
     return re.sub(r"\$\{([\w.]+)\}", value, text)
 
 
-def fingerprint(node: StageNode) -> str:
-    """Return 16 hex digits over a stage's params and the bytes of its inputs, code included.
+def input_hashes(node: StageNode) -> dict[str, str]:
+    """Return the sha256 of each input of a stage, code included.
 
     Raises:
         ValueError: an input is missing.
     """
-    content = {"params": node.params, "deps": {dep: tree_sha256(Path(dep)) for dep in node.deps}}
+    return {dep: tree_sha256(Path(dep)) for dep in node.deps}
+
+
+def fingerprint(node: StageNode, inputs: Mapping[str, str]) -> str:
+    """Return 16 hex digits over a stage's params and the bytes of its inputs (see `input_hashes`)."""
+    content = {"params": node.params, "deps": dict(inputs)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,12 +155,21 @@ class NullRun:
 class StageRun:
     """An MLflow run of a DVC stage. Can be sent to another process, which opens its own connection."""
 
-    def __init__(self, node: StageNode, uri: str, run_id: str, storage_dir: Path):
+    def __init__(self, node: StageNode, uri: str, run_id: str, storage_dir: Path, provenance: dict[str, object]):
         self.node = node
         self.uri = uri
         self.run_id = run_id
         self._storage_dir = storage_dir
+        self._provenance = provenance
         self._last_step: int | None = None
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """Return what the run came from, as JSON values: `fingerprint`, `code` and `inputs` (path -> sha256).
+
+        `code` is the git commit, with "+changes" behind it where files differ from it; empty outside of git.
+        """
+        return self._provenance
 
     @property
     def client(self) -> "MlflowClient":
@@ -232,10 +247,10 @@ class StageRun:
 def stage_run(stage: str) -> Generator[StageRun]:
     """Open the MLflow run of a stage, or continue its unfinished one, and close it with the outputs."""
     node = read_stage_node(stage)
-    mark = fingerprint(node)
-    run = _open_run(node, mark)
+    run = _open_run(node, input_hashes(node))
     try:
-        yield run
+        with _system_metrics(run):
+            yield run
     except BaseException as error:
         run.client.set_terminated(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -243,10 +258,33 @@ def stage_run(stage: str) -> Generator[StageRun]:
     run.client.set_terminated(run.run_id, "FINISHED")
 
 
-def _open_run(node: StageNode, mark: str) -> StageRun:
+@contextmanager
+def _system_metrics(run: StageRun) -> Generator[None]:
+    """Log the load of this machine (CPU, memory, GPU) as `system/...`; a continued run's samples go on in number."""
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of each start and end
+    monitor = None
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(
+            run.run_id, sampling_interval=SYSTEM_METRICS_SEC, resume_logging=True, tracking_uri=run.uri
+        )
+        monitor.start()
+    except Exception as error:  # of any kind: it reads counters that a container may hide; no stage fails for that
+        logger.warning("%s: the machine's load is not logged: %s: %s", run.node.name, type(error).__name__, error)
+    try:
+        yield
+    finally:
+        if monitor:
+            monitor.finish()
+
+
+def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
     from mlflow.entities import Param
     from mlflow.tracking import MlflowClient
 
+    mark = fingerprint(node, inputs)
+    source = _source_tags(node)
     storage_root().mkdir(parents=True, exist_ok=True)
     uri = tracking_uri()
     client = MlflowClient(uri)
@@ -262,14 +300,17 @@ def _open_run(node: StageNode, mark: str) -> StageRun:
         client.update_run(run_id, status="RUNNING")
         logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
     else:
-        tags = {"stage": node.name, "dataset": node.dataset, "fingerprint": mark, **_source_tags()}
+        tags = {"stage": node.name, "dataset": node.dataset, "fingerprint": mark, **source}
         run_id = client.create_run(experiment_id, tags=tags, run_name=node.name).info.run_id
         flat = [(f"{section}.{key}", value) for section, keys in node.params.items() for key, value in keys.items()]
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])
     for dep, upstream in node.upstream.items():
-        if writer := _writer_of(client, experiment_id, dep):
+        if writer := _writer_of(client, experiment_id, dep, inputs[dep]):
             client.set_tag(run_id, f"upstream.{upstream}", writer)
-    return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}")
+    changes = "+changes" if source.get("git_changed_files", "0") != "0" else ""
+    code = source.get("mlflow.source.git.commit", "") + changes
+    provenance: dict[str, object] = {"fingerprint": mark, "code": code, "inputs": dict(inputs)}
+    return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}", provenance)
 
 
 def _experiment_id(client: "MlflowClient", dataset: str) -> str:
@@ -289,20 +330,22 @@ def _experiment_id(client: "MlflowClient", dataset: str) -> str:
         return found.experiment_id
 
 
-def _source_tags() -> dict[str, str]:
-    """Return where the code came from: the commit, whether files differ from it, and DVC's name for an experiment."""
+def _source_tags(node: StageNode) -> dict[str, str]:
+    """Return where the code came from: the commit, how many files differ from it, and DVC's name for an experiment."""
     tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode == 0:
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+        others = [f":(exclude){path}" for path in (*node.outs, *node.reports)]  # DVC deletes a stage's outputs first
+        status = ["git", "status", "--porcelain", "-uno", "--", ".", *others]
+        changed = subprocess.run(status, capture_output=True, text=True, check=False)
         tags["mlflow.source.git.commit"] = head.stdout.strip()
         tags["git_changed_files"] = str(len(changed.stdout.splitlines()))
     return {key: value for key, value in tags.items() if value}
 
 
-def _writer_of(client: "MlflowClient", experiment_id: str, dep: str) -> str | None:
+def _writer_of(client: "MlflowClient", experiment_id: str, dep: str, sha256: str) -> str | None:
     """Return the latest run that wrote these bytes to `dep`."""
-    query = f"tags.`output.{dep}` = '{tree_sha256(Path(dep))}' and attributes.status = 'FINISHED'"
+    query = f"tags.`output.{dep}` = '{sha256}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
     return runs[0].info.run_id if runs else None
 

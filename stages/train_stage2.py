@@ -4,7 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import fit
-from pipeline.gan.training import TrainingJob, export, train
+from pipeline.gan.job import TrainingJob
+from pipeline.gan.results import export
+from pipeline.gan.training import train
 from pipeline.params import GanParams, HardwareParams, TrainParams, load_params
 from pipeline.tracking import run_stage, stage_run
 
@@ -17,6 +19,7 @@ def main(crops_dir: Path, embeddings_dir: Path, stage1_dir: Path, models_dir: Pa
         job = TrainingJob(
             stage_number=2, crops_dir=crops_dir, embeddings_dir=embeddings_dir, stage1_dir=stage1_dir,
             storage_dir=run.claim_storage(), gan=gan, train=train_params, hardware=hardware,
+            provenance=run.provenance,
         )  # fmt: skip
         fit(partial(train, job, run.for_rank), storage_dir=job.storage_dir, hardware=hardware)
         export(job, models_dir, *report_paths)

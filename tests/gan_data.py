@@ -1,41 +1,59 @@
 """A small training set on the disk, as crop_images and embed_captions would write it, for the tests of pipeline.gan."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.data.shards import shard_path, write_shard
 from pipeline.data.tables import IMAGES, embeddings_schema, write_table
-from pipeline.gan.stages import NetworkDims
-from pipeline.gan.training import TrainingJob
-from pipeline.params import GanParams, HardwareParams, TrainParams
+from pipeline.gan.architecture import architecture_of
+from pipeline.gan.job import TrainingJob
+from pipeline.params import GanParams, HardwareParams, Speedup, TrainParams
 
 EMBEDDING_DIM = 12
 CAPTIONS_PER_IMAGE = 5
 
-DIMS = NetworkDims(
-    embedding_dim=EMBEDDING_DIM,
-    condition_dim=8,
-    z_dim=6,
-    gf_dim=8,
-    df_dim=4,
-    num_residual_blocks=1,
-    conditioning_augmentation=True,
-)
 GAN = GanParams(
+    stage1_size=64,
+    stage2_size=256,
     generator_dim=8,
     discriminator_dim=4,
     z_dim=6,
     condition_dim=8,
     conditioning_augmentation=True,
-    kl_weight=2.0,
+    condition_spread="log_variance",
+    condition_activation="none",
+    truncated_noise=False,
+    text_twice=True,
     num_residual_blocks=1,
+    bottleneck_residuals=True,
+    sketch_layer=False,
+    joint_kernel=1,
+    third_activation=True,
+    discriminator_text="own",
+    unconditional_head=False,
+    logit_bias=False,
+    truncated_weights=True,
+    spectral_normalisation=False,
     captions_averaged=2,
+    wrong_pairs="other_text",
+    adversarial_loss="bce",
+    kl_form="mean",
+    kl_weight=2.0,
+    redraw_noise=False,
+    stage1_batch_statistics=False,
+    gradient_penalty="none",
+    gradient_penalty_weight=0.0,
+    ema_decay=0.0,
 )
+ARCHITECTURE = architecture_of(GAN, EMBEDDING_DIM)
 TRAIN = TrainParams(
     num_epochs=3,
     batch_size=4,
+    accumulation=1,
+    synchronised_batchnorm=False,
     learning_rate=2e-4,
     lr_halving_epochs=2,
     checkpoint_every_epochs=1,
@@ -44,7 +62,15 @@ TRAIN = TrainParams(
     transform={},
     seed=5,
 )
-CPU = HardwareParams(num_workers=1, use_gpu=False, precision="float32", max_failures=0, device_data_mb=0)
+CPU = HardwareParams(
+    num_workers=1,
+    min_workers=1,
+    use_gpu=False,
+    precision="float32",
+    max_failures=0,
+    device_data_mb=0,
+    speedups=get_args(Speedup),
+)
 
 
 def write_training_set(folder: Path, num_train: int = 13, num_test: int = 6) -> None:
@@ -107,4 +133,5 @@ def training_job(
         gan=GAN,
         train=train,
         hardware=CPU,
+        provenance={},
     )

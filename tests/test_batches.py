@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import albumentations
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.data.batches import (
     BatchSource,
     Purpose,
     TrainingSet,
+    crop_size_for,
     generator_for,
     load_training_set,
 )
@@ -26,10 +28,11 @@ from pipeline.data.shards import ImageShards, shard_path, write_shard
 from pipeline.data.tables import IMAGES, embeddings_schema, write_table
 from pipeline.data.transforms import PictureTransform
 
-LOAD_SIZE, IMAGE_SIZE = 20, 8  # 13 offsets a side, as 76 -> 64 has
+LOAD_SIZE, IMAGE_SIZE = 76, 64  # 13 offsets a side
 NUM_IMAGES, NUM_CAPTIONS = 24, 5
 CLASS_IDS = np.array([7] * 3 + [2] * 12 + [9] * 8 + [4], np.int64)[np.random.default_rng(3).permutation(NUM_IMAGES)]
 CLASSES = sorted(set(CLASS_IDS.tolist()))
+WRONG_PAIRS = ("other_text", "other_image", "next_text")
 PROBABLE = 1e-4  # a chi-square below this is no chance; seeds are fixed, so the outcome is too
 
 
@@ -66,6 +69,7 @@ def source(
     *,
     batch_size: int = 8,
     captions_averaged: int = 2,
+    wrong_pairs: Any = "other_text",
     seed: int = 11,
     rank: int = 0,
     num_workers: int = 1,
@@ -78,6 +82,7 @@ def source(
         image_size=image_size,
         batch_size=batch_size,
         captions_averaged=captions_averaged,
+        wrong_pairs=wrong_pairs,
         seed=seed,
         rank=rank,
         num_workers=num_workers,
@@ -88,28 +93,33 @@ def source(
 
 
 def equal(one: Batch, two: Batch) -> bool:
-    return all(torch.equal(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(Batch))
+    pairs = [(getattr(one, field.name), getattr(two, field.name)) for field in dataclasses.fields(Batch)]
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 def joined(shares: list[Batch]) -> Batch:
     """Put the workers' rows together; of the augmentation's draws the rows are the second axis."""
+    wrong = [share.wrong for share in shares if share.wrong is not None]
+    assert len(wrong) in (0, len(shares))
     return Batch(
         real=torch.cat([share.real for share in shares]),
         text_embedding=torch.cat([share.text_embedding for share in shares]),
+        wrong=torch.cat(wrong) if wrong else None,
         wrong_text_embedding=torch.cat([share.wrong_text_embedding for share in shares]),
         augmentation_draws=torch.cat([share.augmentation_draws for share in shares], dim=1),
     )
 
 
-def pixels_of(batch: Batch) -> np.ndarray:
+def pixels_of(images: Tensor | None) -> np.ndarray:
     """Undo the scaling: (n, S, S, 3) whole numbers."""
-    values = (batch.real.permute(0, 2, 3, 1).double() + 1) * 127.5
+    assert images is not None
+    values = (images.permute(0, 2, 3, 1).double() + 1) * 127.5
     assert (values - values.round()).abs().max() < 1e-3
     return values.round().long().numpy()
 
 
 def pictures_of(batch: Batch) -> list[int]:
-    return pixels_of(batch)[:, 0, 0, 2].tolist()
+    return pixels_of(batch.real)[:, 0, 0, 2].tolist()
 
 
 def picture_of_text(embedding: Tensor) -> list[int]:
@@ -179,7 +189,7 @@ def test_every_offset_and_both_sides_are_as_likely(training_set: TrainingSet) ->
     flips: Counter[bool] = Counter()
     pairs: set[tuple[int, int]] = set()
     for step in range(300):
-        pixels = pixels_of(one.batch(step))
+        pixels = pixels_of(one.batch(step).real)
         flipped = pixels[:, 0, 0, 1] > pixels[:, 0, -1, 1]
         left = pixels[..., 1].min(axis=(1, 2))
         for crop, offset, is_flipped in zip(pixels, left, flipped, strict=True):
@@ -203,13 +213,17 @@ def darker_or_lighter() -> PictureTransform:
 
 
 @pytest.mark.parametrize("make_transform", [lambda: None, darker_or_lighter], ids=["plain", "transformed"])
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_the_shares_of_all_workers_are_the_global_batch(
-    num_workers: int, make_transform: Callable[[], PictureTransform | None], training_set: TrainingSet
+    num_workers: int,
+    wrong_pairs: str,
+    make_transform: Callable[[], PictureTransform | None],
+    training_set: TrainingSet,
 ) -> None:
-    whole = source(training_set, transform=make_transform())
+    whole = source(training_set, wrong_pairs=wrong_pairs, transform=make_transform())
     workers = [
-        source(training_set, rank=rank, num_workers=num_workers, transform=make_transform())
+        source(training_set, wrong_pairs=wrong_pairs, rank=rank, num_workers=num_workers, transform=make_transform())
         for rank in range(num_workers)
     ]
     for step in (0, 1, 2, 3, 50):
@@ -220,25 +234,31 @@ def test_the_shares_of_all_workers_are_the_global_batch(
         assert torch.equal(noise, whole.noise(step, 6))
 
 
-def test_a_batch_does_not_depend_on_the_ones_before_it(training_set: TrainingSet) -> None:
-    walked = source(training_set)
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
+def test_a_batch_does_not_depend_on_the_ones_before_it(wrong_pairs: str, training_set: TrainingSet) -> None:
+    walked = source(training_set, wrong_pairs=wrong_pairs)
     batches = [(walked.batch(step), walked.noise(step, 4)) for step in range(10)]
     for step in (9, 4, 0, 7, 7):  # within and across epochs, backwards, twice, without noise in between
-        resumed = source(training_set)
+        resumed = source(training_set, wrong_pairs=wrong_pairs)
         assert equal(resumed.batch(step), batches[step][0])
         assert torch.equal(resumed.noise(step, 4), batches[step][1])
         assert equal(walked.batch(step), batches[step][0])
 
 
-def test_pictures_on_the_device_give_the_batches_of_the_memory_map(training_set: TrainingSet) -> None:
-    mapped, resident = source(training_set), source(training_set, device_data_bytes=training_set.shards.num_bytes)
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
+def test_pictures_on_the_device_give_the_batches_of_the_memory_map(wrong_pairs: str, training_set: TrainingSet) -> None:
+    mapped, resident = (
+        source(training_set, wrong_pairs=wrong_pairs, rank=1, num_workers=2, device_data_bytes=budget)
+        for budget in (0, training_set.shards.num_bytes)
+    )
     assert all(equal(mapped.batch(step), resident.batch(step)) for step in (0, 1, 2, 3, 11))
 
 
-def test_reading_a_step_ahead_changes_nothing(training_set: TrainingSet) -> None:
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
+def test_reading_a_step_ahead_changes_nothing(wrong_pairs: str, training_set: TrainingSet) -> None:
     plain, ahead = (
-        source(training_set, transform=darker_or_lighter()),
-        source(training_set, transform=darker_or_lighter()),
+        source(training_set, wrong_pairs=wrong_pairs, transform=darker_or_lighter()),
+        source(training_set, wrong_pairs=wrong_pairs, transform=darker_or_lighter()),
     )
     ahead._reads_ahead = True  # as for a GPU
     for step in (0, 1, 2, 3, 4, 9, 10, 2, 2):  # within and across epochs, backwards, twice
@@ -260,9 +280,13 @@ def test_pictures_are_kept_on_the_device_within_the_budget_alone(
 
 
 def test_a_transform_changes_the_pictures_and_nothing_else(training_set: TrainingSet) -> None:
-    plain, changed = source(training_set).batch(5), source(training_set, transform=darker_or_lighter()).batch(5)
-    assert not torch.equal(plain.real, changed.real)
-    assert equal(plain, dataclasses.replace(changed, real=plain.real))
+    plain, changed = (
+        source(training_set, wrong_pairs="other_image", transform=transform).batch(5)
+        for transform in (None, darker_or_lighter())
+    )
+    assert plain.wrong is not None and changed.wrong is not None
+    assert not torch.equal(plain.real, changed.real) and not torch.equal(plain.wrong, changed.wrong)
+    assert equal(plain, dataclasses.replace(changed, real=plain.real, wrong=plain.wrong))
 
 
 def test_another_seed_gives_another_batch(training_set: TrainingSet) -> None:
@@ -348,6 +372,84 @@ def test_a_wrong_text_is_of_another_class_each_of_its_pictures_as_likely(trainin
         assert chisquare(count[others]).pvalue > PROBABLE
 
 
+def test_a_wrong_picture_is_of_another_class_each_as_likely(training_set: TrainingSet) -> None:
+    one = source(training_set, wrong_pairs="other_image")
+    counts = {class_id: np.zeros(NUM_IMAGES) for class_id in CLASSES}
+    for step in range(300):
+        batch = one.batch(step)
+        for picture, wrong in zip(pictures_of(batch), pixels_of(batch.wrong)[:, 0, 0, 2], strict=True):
+            counts[int(CLASS_IDS[picture])][wrong] += 1
+    for class_id, count in counts.items():
+        others = class_id != CLASS_IDS
+        assert not count[~others].any() and count[others].all()
+        assert chisquare(count[others]).pvalue > PROBABLE
+
+
+def test_a_wrong_picture_is_cut_and_mirrored_on_its_own(training_set: TrainingSet) -> None:
+    one = source(training_set, wrong_pairs="other_image")
+    tops: Counter[tuple[int, int]] = Counter()
+    mirrored: Counter[tuple[bool, bool]] = Counter()
+    for step in range(200):
+        batch = one.batch(step)
+        real, wrong = pixels_of(batch.real), pixels_of(batch.wrong)
+        tops.update(zip(real[:, 0, 0, 0].tolist(), wrong[:, 0, 0, 0].tolist(), strict=True))
+        flips = [(pixels[:, 0, 0, 1] > pixels[:, 0, -1, 1]).tolist() for pixels in (real, wrong)]
+        mirrored.update(zip(*flips, strict=True))
+    assert len(tops) == 13 * 13 and len(mirrored) == 4
+    for counts in (tops, mirrored):
+        assert chisquare(list(counts.values())).pvalue > PROBABLE
+
+
+def test_a_transform_changes_a_wrong_picture_on_its_own(tmp_path: Path) -> None:
+    """All pictures are of one grey; what the transform makes of it differs between the real and the wrong picture."""
+    grey = np.full((NUM_IMAGES, LOAD_SIZE, LOAD_SIZE, 3), 100, np.uint8)
+    write_shard(shard_path(tmp_path, 0), range(NUM_IMAGES), {LOAD_SIZE: grey})
+    shards = ImageShards(tmp_path, LOAD_SIZE)
+    training_set = TrainingSet(shards=shards, class_ids=CLASS_IDS, embeddings=telling_embeddings())
+    one = source(training_set, wrong_pairs="other_image", transform=darker_or_lighter())
+    batches = [one.batch(step) for step in range(20)]
+    greys = [np.concatenate([pixels_of(pixels)[:, 0, 0, 0] for pixels in pictures])
+             for pictures in zip(*((batch.real, batch.wrong) for batch in batches), strict=True)]  # fmt: skip
+    assert min(len(set(values.tolist())) for values in greys) > 50
+    assert abs(np.corrcoef(greys)[0, 1]) < 0.2
+
+
+def test_the_next_text_is_that_of_the_next_picture_of_the_global_batch(training_set: TrainingSet) -> None:
+    one = source(training_set, wrong_pairs="next_text")
+    for step in range(6):
+        batch = one.batch(step)
+        assert batch.wrong is None
+        assert torch.equal(batch.wrong_text_embedding, batch.text_embedding.roll(-1, dims=0))
+        assert picture_of_text(batch.wrong_text_embedding) == pictures_of(batch)[1:] + pictures_of(batch)[:1]
+
+
+def test_the_last_row_of_a_worker_gets_the_next_workers_first_text(training_set: TrainingSet) -> None:
+    workers = [source(training_set, wrong_pairs="next_text", rank=rank, num_workers=2) for rank in range(2)]
+    first, second = (worker.batch(0) for worker in workers)
+    assert torch.equal(first.wrong_text_embedding[-1], second.text_embedding[0])
+    assert torch.equal(second.wrong_text_embedding[-1], first.text_embedding[0])
+
+
+def test_what_is_exchanged_changes_the_wrong_pairs_alone(training_set: TrainingSet) -> None:
+    """So other_text, which was there first, draws what it always did."""
+    text, image, following = (source(training_set, wrong_pairs=form).batch(3) for form in WRONG_PAIRS)
+    assert text.wrong is None and following.wrong is None and image.wrong is not None
+    assert equal(text, dataclasses.replace(image, wrong=None))
+    assert equal(text, dataclasses.replace(following, wrong_text_embedding=text.wrong_text_embedding))
+    assert not torch.equal(text.wrong_text_embedding, following.wrong_text_embedding)
+
+
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
+def test_the_parts_of_a_share_are_its_rows_in_order(wrong_pairs: str, training_set: TrainingSet) -> None:
+    batch = source(training_set, wrong_pairs=wrong_pairs).batch(0)
+    for count in (1, 2, 4):
+        parts = batch.parts(count)
+        assert [len(part.real) for part in parts] == [8 // count] * count
+        assert {part.augmentation_draws.shape for part in parts} == {(3, 8 // count, 4)}
+        assert equal(joined(parts), batch)
+        assert all(part.real.is_contiguous(memory_format=torch.channels_last) for part in parts)
+
+
 def test_noise_is_standard_normal_and_another_one_each_step(training_set: TrainingSet) -> None:
     one = source(training_set)
     noise = torch.stack([one.noise(step, 100) for step in range(50)])
@@ -356,24 +458,46 @@ def test_noise_is_standard_normal_and_another_one_each_step(training_set: Traini
     assert abs(noise.mean()) < 0.02 and abs(noise.var() - 1) < 0.03
 
 
-def test_draws_for_the_augmentation_are_uniform_and_apart_for_real_and_fake(training_set: TrainingSet) -> None:
+def test_draws_for_the_augmentation_are_uniform_and_apart_for_real_fake_and_wrong(training_set: TrainingSet) -> None:
     one = source(training_set)
     draws = torch.stack([one.batch(step).augmentation_draws for step in range(200)])
-    assert draws.shape == (200, 2, 8, 4) and draws.min() >= 0 and draws.max() < 1
+    assert draws.shape == (200, 3, 8, 4) and draws.min() >= 0 and draws.max() < 1
     assert len(draws.flatten().unique()) > 0.99 * draws.numel()
-    for kind in (0, 1):
+    for kind in range(3):
         assert chisquare(torch.histc(draws[:, kind], 10, 0, 1).numpy()).pvalue > PROBABLE
-    correlation = np.corrcoef(draws[:, 0].flatten().numpy(), draws[:, 1].flatten().numpy())[0, 1]
-    assert abs(correlation) < 0.05
+    correlations = np.corrcoef(draws.movedim(1, 0).flatten(1).numpy())
+    assert np.abs(correlations - np.eye(3)).max() < 0.05
 
 
-def test_a_training_set_with_76_pixels_gives_64(tmp_path: Path) -> None:
-    write_shard(shard_path(tmp_path, 0), range(NUM_IMAGES), {76: telling_pictures(76)})
-    full = TrainingSet(shards=ImageShards(tmp_path, 76), class_ids=CLASS_IDS, embeddings=telling_embeddings())
-    batch = source(full, image_size=64).batch(0)
-    assert batch.real.shape == (8, 3, 64, 64)
-    rows = pixels_of(batch)[:, :, 0, 0]
-    assert (np.diff(rows, axis=1) == 1).all() and rows.max() <= 75
+@pytest.fixture(scope="module")
+def large_training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
+    """Write noise of 304x304."""
+    folder = tmp_path_factory.mktemp("large")
+    pixels = np.random.default_rng(5).integers(0, 256, (NUM_IMAGES, 304, 304, 3), dtype=np.uint8)
+    write_shard(shard_path(folder, 0), range(NUM_IMAGES), {304: pixels})
+    return TrainingSet(shards=ImageShards(folder, 304), class_ids=CLASS_IDS, embeddings=telling_embeddings())
+
+
+@pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
+def test_pictures_of_128_are_the_means_of_the_256_crops(wrong_pairs: str, large_training_set: TrainingSet) -> None:
+    whole, halved = (
+        source(large_training_set, wrong_pairs=wrong_pairs, image_size=size).batch(4) for size in (256, 128)
+    )
+    for of_256, of_128 in ((whole.real, halved.real), (whole.wrong, halved.wrong)):
+        if of_256 is None or of_128 is None:
+            assert of_256 is of_128 and wrong_pairs != "other_image"
+            continue
+        assert of_128.shape == (8, 3, 128, 128)
+        assert of_128.is_contiguous(memory_format=torch.channels_last)
+        quarters = [of_256[:, :, top::2, left::2] for top in (0, 1) for left in (0, 1)]
+        torch.testing.assert_close(of_128, sum(quarters) / 4, rtol=0, atol=1e-6)
+    assert equal(whole, dataclasses.replace(halved, real=whole.real, wrong=whole.wrong))
+
+
+def test_each_side_is_cut_from_the_load_size_that_is_next(large_training_set: TrainingSet) -> None:
+    assert [crop_size_for(size) for size in (64, 128, 256)] == [64, 256, 256]
+    batch = source(large_training_set, image_size=256).batch(0)
+    assert batch.real.shape == (8, 3, 256, 256)
 
 
 def test_numbers_that_do_not_fit_together_are_refused(training_set: TrainingSet) -> None:
@@ -431,7 +555,7 @@ def test_a_training_set_is_loaded_in_the_order_of_its_images(tmp_path: Path) -> 
     write_crops(tmp_path, image_ids)
     write_images(tmp_path, image_ids)
     embeddings = write_embeddings(tmp_path / "train.parquet", image_ids)
-    loaded = load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+    loaded = load_training_set(tmp_path, tmp_path / "train.parquet", "train", IMAGE_SIZE)
     assert loaded.shards.image_ids == image_ids
     assert loaded.class_ids.tolist() == [2, 0, 2, 1]
     assert torch.equal(loaded.embeddings, torch.from_numpy(embeddings))
@@ -444,7 +568,7 @@ def test_files_of_different_lengths_are_refused_by_name(stale: str, tmp_path: Pa
     write_images(tmp_path, image_ids)
     write_embeddings(tmp_path / "train.parquet", image_ids[:-1] if stale == "embeddings" else image_ids)
     with pytest.raises(ValueError, match="do not hold the pictures of images") as refused:
-        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", IMAGE_SIZE)
     assert str(tmp_path / "train") in str(refused.value) and "dvc repro" in str(refused.value)
 
 
@@ -453,7 +577,7 @@ def test_shards_in_another_order_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, [5, 3, 8])
     write_embeddings(tmp_path / "train.parquet", [5, 3, 8])
     with pytest.raises(ValueError, match="do not hold the pictures of images"):
-        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", IMAGE_SIZE)
 
 
 @pytest.mark.parametrize("image_ids", [[3, 5, 8], [5, 3, 9]], ids=["another_order", "another_picture"])
@@ -462,4 +586,4 @@ def test_embeddings_of_other_pictures_are_refused(image_ids: list[int], tmp_path
     write_images(tmp_path, [5, 3, 8])
     write_embeddings(tmp_path / "train.parquet", image_ids)
     with pytest.raises(ValueError, match="do not hold the pictures of images"):
-        load_training_set(tmp_path, tmp_path / "train.parquet", "train", LOAD_SIZE)
+        load_training_set(tmp_path, tmp_path / "train.parquet", "train", IMAGE_SIZE)

@@ -18,7 +18,7 @@ from pipeline.data.tables import EncoderId
 from pipeline.gan.stages import new_stage
 from pipeline.text.char_cnn_rnn import CharCnnRnn
 from pipeline.text.encoders import load_text_encoder, save_text_encoder
-from tests.gan_data import DIMS, EMBEDDING_DIM
+from tests.gan_data import ARCHITECTURE, EMBEDDING_DIM
 from tests.released_data import ReleasedFolder
 
 Generate = Callable[..., list[Path]]
@@ -35,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_encoder(folder / "text_encoder", seed=0)
     encoder = load_text_encoder(folder / "text_encoder")
-    new_stage(2, DIMS, seed=0, encoder=EncoderId(encoder.name, encoder.sha256)).save(folder / "stage2")
+    new_stage(2, ARCHITECTURE, seed=0, encoder=EncoderId(encoder.name, encoder.sha256)).save(folder / "stage2")
     return folder
 
 

@@ -1,10 +1,14 @@
-"""The shared layers: the fast form of up-sampling, conditioning augmentation, weight initialisation."""
+"""The shared layers: up-sampling's fast form, conditioning augmentation, spectral norm, weight initialisation."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, norm, truncnorm
 from torch import nn
+from torch.nn.utils import parametrize
 
 from pipeline.gan import layers
 
@@ -141,6 +145,166 @@ def test_conditioning_code_is_float32_under_autocast() -> None:
     assert [tensor.dtype for tensor in code] == [torch.float32] * 3
 
 
+SPREADS = ("log_variance", "log_sigma")
+ACTIVATIONS = {"none": lambda x: x, "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x), "relu": lambda x: x.clip(0)}
+
+
+@pytest.mark.parametrize("truncated_noise", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("spread", SPREADS)
+def test_conditioning_augmentation_is_its_formula(spread: Any, activation: Any, truncated_noise: bool) -> None:
+    ca = layers.ConditioningAugmentation(
+        7, 5, spread=spread, activation=activation, truncated_noise=truncated_noise
+    ).double()
+    text, eps = random_double(4, 7).detach(), random_double(4, 5, seed=1).detach()
+    code = ca(text, eps)
+    linear = text.numpy() @ ca.heads.weight.detach().numpy().T + ca.heads.bias.detach().numpy()
+    mu, second = np.split(ACTIVATIONS[activation](linear), 2, axis=1)
+    sigma = np.exp(second) if spread == "log_sigma" else np.sqrt(np.exp(second))
+    noise = truncnorm.ppf(norm.cdf(eps.numpy()), -2, 2) if truncated_noise else eps.numpy()
+    expected = (mu + sigma * noise, mu, 2 * np.log(sigma))
+    for ours, value in zip(code, expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), value, rtol=1e-9, atol=1e-12)
+    assert (linear < 0).any() and (linear > 0).any()  # the activation had something to do
+
+
+def test_relu_on_log_variance_never_lets_sigma_below_one() -> None:
+    """Why the paper's layer is linear here."""
+    ca = layers.ConditioningAugmentation(7, 5, activation="relu")
+    code = ca(torch.randn(50, 7, generator=make_generator()), torch.ones(50, 5))
+    assert code.logvar.min() == 0 and code.mu.min() == 0
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_mean_alone_is_the_mu_of_the_code(activation: Any, augment: bool) -> None:
+    ca = layers.ConditioningAugmentation(7, 5, activation=activation, augment=augment)
+    text = torch.randn(4, 7, generator=make_generator())
+    assert torch.equal(ca.mean(text), ca(text, torch.ones(4, 5)).mu)
+
+
+def test_noise_cut_at_two_is_scipys_truncated_normal_in_the_same_order() -> None:
+    normal = torch.randn(50_000, dtype=torch.float64, generator=make_generator())
+    cut = layers.cut_at_two(normal)
+    assert kstest(cut.numpy(), truncnorm(-2, 2).cdf).pvalue > 1e-3
+    assert torch.equal(cut.argsort(), normal.argsort())
+    np.testing.assert_allclose(cut.numpy(), truncnorm.ppf(norm.cdf(normal.numpy()), -2, 2), rtol=1e-8, atol=1e-12)
+    assert cut.std().item() == pytest.approx(truncnorm(-2, 2).std(), abs=0.01)
+
+
+def test_the_farthest_float32_noise_stays_within_two() -> None:
+    far = torch.tensor([3.0, 4.0, 5.0, 6.0, 10.0, 1e30, math.inf])
+    for cut in (layers.cut_at_two(far), layers.cut_at_two(-far)):
+        assert torch.isfinite(cut).all() and cut.abs().max() <= 2
+    assert layers.cut_at_two(far)[-1].item() == pytest.approx(2)
+    assert layers.cut_at_two(torch.zeros(1)).item() == 0
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("logit_bias", [True, False])
+def test_text_match_has_the_parameters_it_is_asked_for(compress: bool, kernel_size: int, logit_bias: bool) -> None:
+    match = layers.TextMatch(8, 7, 5, compress=compress, kernel_size=kernel_size, logit_bias=logit_bias)
+    count = sum(parameter.numel() for parameter in match.parameters())
+    assert count == compress * (7 + 1) * 5 + 13 * 8 * kernel_size**2 + 2 * 8 + 8 * 16 + logit_bias
+    text = torch.randn(2, 7 if compress else 5, generator=make_generator())
+    assert match(torch.randn(2, 8, 4, 4, generator=make_generator(1)), text).shape == (2,)
+
+
+def settled(shape: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, layers.SpectralNorm]:
+    """Return a weight in float64 and its SpectralNorm after many calls."""
+    weight = random_double(*shape, seed=seed)
+    normed = layers.SpectralNorm(weight.detach(), make_generator(seed + 1)).double()
+    for _ in range(500):
+        normed(weight)
+    return weight, normed
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 3, 4, 4), (1, 8, 4, 4), (8, 3, 1, 1)])
+def test_spectral_norm_brings_the_largest_singular_value_to_one(shape: tuple[int, ...]) -> None:
+    weight, normed = settled(shape)
+    effective = normed(weight)
+    assert effective.shape == shape
+    assert torch.linalg.svdvals(effective.flatten(1))[0].item() == pytest.approx(1, abs=1e-9)
+    largest = torch.linalg.svdvals(weight.flatten(1))[0]
+    torch.testing.assert_close(effective, weight / largest, rtol=1e-9, atol=1e-12)
+
+
+def test_spectral_norm_iterates_in_training_alone() -> None:
+    weight = random_double(6, 4)
+    normed = layers.SpectralNorm(weight.detach(), make_generator(1)).double()
+    before = normed.u.clone()
+    first = normed.eval()(weight)
+    assert torch.equal(normed.u, before)
+    assert torch.equal(normed(weight), first)
+    normed.train()(weight)
+    assert not torch.equal(normed.u, before)
+    # One power iteration: u becomes the direction of W W^T u.
+    expected = weight @ weight.T @ before
+    torch.testing.assert_close(normed.u, (expected / expected.norm()).detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_through_spectral_norm_holds_both_directions_fixed() -> None:
+    """Of W / sigma with sigma = u^T W v: (G - <G, W / sigma> u v^T) / sigma, Miyato et al., equation 12."""
+    weight = random_double(6, 4)
+    normed = layers.SpectralNorm(weight.detach(), make_generator(1)).double()
+    matrix, v = weight.detach(), weight.detach().T @ normed.u
+    v /= v.norm()
+    u = matrix @ v
+    u /= u.norm()
+    sigma = u @ matrix @ v
+    upstream = random_double(6, 4, seed=2).detach()
+    (ours,) = torch.autograd.grad(normed(weight), weight, upstream)
+    expected = (upstream - (upstream * matrix).sum() / sigma * torch.outer(u, v)) / sigma
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_settled_spectral_norm_has_the_gradient_of_finite_differences() -> None:
+    weight, normed = settled((4, 3, 2, 2))
+    assert torch.autograd.gradcheck(normed.eval(), weight, atol=1e-6)
+
+
+def spectral_block(seed: int = 1) -> nn.Sequential:
+    block = nn.Sequential(layers.conv_bn(3, 8, 4, stride=2), layers.leaky_relu(), nn.Flatten(), nn.Linear(128, 5))
+    layers.initialise(block, make_generator())
+    layers.normalise_spectrally(block, make_generator(seed))
+    return block
+
+
+def test_every_convolution_and_linear_layer_is_normalised_and_nothing_else() -> None:
+    block = spectral_block()
+    normalised = [layer for layer in block.modules() if parametrize.is_parametrized(layer)]
+    assert normalised == [block[0][0], block[3]]
+    for _ in range(100):
+        block(torch.randn(2, 3, 8, 8, generator=make_generator()))
+    for layer in normalised:
+        assert torch.linalg.svdvals(layer.weight.flatten(1))[0].item() == pytest.approx(1, abs=1e-3)
+
+
+def test_spectral_norm_begins_from_its_generator_and_is_part_of_the_state() -> None:
+    state, again, other = (spectral_block(seed).state_dict() for seed in (1, 1, 2))
+    vectors = [name for name in state if name.endswith(".u")]
+    assert len(vectors) == 2
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert not any(torch.equal(state[name], other[name]) for name in vectors)
+    assert all(torch.equal(state[name], other[name]) for name in state if name not in vectors)
+
+
+def test_spectral_norm_is_computed_in_float32_inside_autocast() -> None:
+    images = torch.randn(2, 3, 8, 8, generator=make_generator())
+    plain, cast = spectral_block(), spectral_block()
+    plain(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = cast(images)
+    assert output.dtype == torch.bfloat16
+    output.float().square().sum().backward()
+    for ours, expected in zip(cast.state_dict().items(), plain.state_dict().items(), strict=True):
+        if ours[0].endswith(".u"):
+            assert torch.equal(ours[1], expected[1]), ours[0]
+    for name, parameter in cast.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all() and parameter.grad.any(), name
+
+
 def make_initialised(seed: int) -> nn.Sequential:
     block = nn.Sequential(
         layers.UpsampleConv(64, 64), nn.BatchNorm2d(4096), nn.Flatten(), nn.Linear(256, 256), nn.BatchNorm1d(4096)
@@ -182,3 +346,13 @@ def test_initialised_weights_have_the_published_distributions() -> None:
         assert torch.equal(layer.running_mean, torch.zeros(4096))
         assert torch.equal(layer.running_var, torch.ones(4096))
     assert torch.equal(linear.bias, torch.zeros(256))
+
+
+def test_weights_that_are_not_truncated_are_the_whole_normal_distribution() -> None:
+    block = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Linear(8, 8, bias=False))
+    layers.initialise(block, make_generator(), truncated=False)
+    conv = block[0]
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    assert kstest(conv.weight.detach().flatten().numpy(), norm(0, 0.02).cdf).pvalue > 1e-3
+    assert conv.weight.abs().max() > 0.06
+    assert not conv.bias.any()

@@ -20,7 +20,7 @@ from pipeline.gan.painting import (
     write_pictures,
 )
 from pipeline.gan.stages import new_stage
-from tests.gan_data import DIMS, EMBEDDING_DIM
+from tests.gan_data import ARCHITECTURE, EMBEDDING_DIM
 
 TEXTS = torch.randn(3, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
 ENCODER = EncoderId("gru", "e5")
@@ -29,7 +29,7 @@ ENCODER = EncoderId("gru", "e5")
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    new_stage(2, DIMS, seed=3, encoder=ENCODER).save(folder / "stage2")
+    new_stage(2, ARCHITECTURE, seed=3, encoder=ENCODER).save(folder / "stage2")
     return folder
 
 
@@ -152,6 +152,6 @@ def test_a_grid_between_captions_has_a_line_for_each_seed_and_stage(
 def test_models_that_were_trained_with_another_encoder_are_refused(models_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage2 was trained on embeddings of gru e5, .*text_encoder is clip 77; run"):
         load_painters(models_dir, EncoderId("clip", "77"), both_stages=False)
-    new_stage(2, DIMS, seed=3).save(tmp_path / "stage2")
+    new_stage(2, ARCHITECTURE, seed=3).save(tmp_path / "stage2")
     with pytest.raises(ValueError, match="stage2 does not say which encoder it was trained with; run `dvc repro`"):
         load_painters(tmp_path, ENCODER, both_stages=False)

@@ -9,17 +9,17 @@ from PIL import Image
 
 from pipeline.data.shards import ImageShards
 from pipeline.data.tables import EncoderId, read_table
+from pipeline.gan.job import new_stage_for
 from pipeline.gan.sampling import captioned_grid, generate_samples, noise_for, paint, to_uint8
 from pipeline.gan.stages import Stage, load_stage, load_stage1_within, new_stage
-from pipeline.gan.training import new_stage_for
-from tests.gan_data import CAPTIONS_PER_IMAGE, DIMS, EMBEDDING_DIM, training_job, write_training_set
+from tests.gan_data import ARCHITECTURE, CAPTIONS_PER_IMAGE, EMBEDDING_DIM, training_job, write_training_set
 
 TEXTS = torch.randn(5, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=[1, 2])
 def stage(request: pytest.FixtureRequest) -> Stage:
-    return new_stage(request.param, DIMS, seed=3)
+    return new_stage(request.param, ARCHITECTURE, seed=3)
 
 
 def test_pictures_have_the_size_of_their_stage(stage: Stage) -> None:
@@ -53,12 +53,12 @@ def test_a_saved_stage_paints_the_same_pictures(stage: Stage, tmp_path: Path) ->
 
 
 def test_the_stage1_within_stage2_paints_what_stage2_refines(tmp_path: Path) -> None:
-    stage2 = new_stage(2, DIMS, seed=3)
+    stage2 = new_stage(2, ARCHITECTURE, seed=3)
     stage2.save(tmp_path)
     stage1, _ = load_stage1_within(tmp_path)
     assert stage1.image_size == 64 and stage2.stage1_generator is not None
-    z, eps = noise_for([8], stage2.noise_dim)[:, : DIMS.z_dim + DIMS.condition_dim].split(
-        (DIMS.z_dim, DIMS.condition_dim), 1
+    z, eps = noise_for([8], stage2.noise_dim)[:, : ARCHITECTURE.z_dim + ARCHITECTURE.condition_dim].split(
+        (ARCHITECTURE.z_dim, ARCHITECTURE.condition_dim), 1
     )
     with torch.no_grad():
         sketch = to_uint8(stage2.stage1_generator(TEXTS[:1], z, eps).images)
@@ -72,7 +72,7 @@ def test_a_stage_names_the_encoder_of_its_embeddings_and_so_do_its_snapshots(num
     assert stage.encoder == EncoderId("test", "0")
     stage.save(tmp_path / "models")
     assert load_stage(tmp_path / "models")[0].encoder == EncoderId("test", "0")
-    new_stage(number, DIMS, seed=0).save(tmp_path / "models")
+    new_stage(number, ARCHITECTURE, seed=0).save(tmp_path / "models")
     assert load_stage(tmp_path / "models")[0].encoder is None
 
 
@@ -93,8 +93,8 @@ def test_a_grid_has_a_row_a_caption() -> None:
 
 def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Path) -> None:
     write_training_set(tmp_path)
-    new_stage(1, DIMS, seed=0).save(tmp_path / "stage1")
-    new_stage(2, DIMS, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
+    new_stage(1, ARCHITECTURE, seed=0).save(tmp_path / "stage1")
+    new_stage(2, ARCHITECTURE, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
     arguments = {
         "stage1_dir": tmp_path / "stage1",
         "stage2_dir": tmp_path / "stage2",

@@ -1,10 +1,12 @@
 """Tracking against a real MLflow on SQLite: one run a stage, found again after a failure, nothing logged twice."""
 
+import json
 import logging
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,17 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipeline.tracking import NullRun, StageRun, fingerprint, read_stage_node, stage_run, storage_root, tree_sha256
+from pipeline import tracking
+from pipeline.tracking import (
+    NullRun,
+    StageRun,
+    fingerprint,
+    input_hashes,
+    read_stage_node,
+    stage_run,
+    storage_root,
+    tree_sha256,
+)
 
 ROOT = Path(__file__).parent.parent
 DVC = {
@@ -75,17 +87,55 @@ def test_a_lineage_can_be_walked_by_the_bytes_of_the_outputs(project: Path) -> N
     assert client().get_run(run_second()).data.tags["upstream.first"] == new != old
 
 
+def fingerprint_of_first() -> str:
+    node = read_stage_node("first")
+    return fingerprint(node, input_hashes(node))
+
+
 def test_the_fingerprint_follows_params_and_inputs_and_nothing_else(project: Path) -> None:
-    before = fingerprint(read_stage_node("first"))
+    before = fingerprint_of_first()
     (project / "raw/tiny/__pycache__").mkdir()
     (project / "raw/tiny/__pycache__/x.pyc").write_text("")
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "second": {"b": 9.0}}))
-    assert fingerprint(read_stage_node("first")) == before
+    assert fingerprint_of_first() == before
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "first": {"a": 2}}))
-    assert fingerprint(read_stage_node("first")) != before
+    assert fingerprint_of_first() != before
     (project / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     (project / "raw/tiny/file").write_text("other data")
-    assert fingerprint(read_stage_node("first")) != before
+    assert fingerprint_of_first() != before
+
+
+def test_the_provenance_is_of_the_moment_the_stage_began(project: Path) -> None:
+    inputs, mark = {"raw/tiny": tree_sha256(Path("raw/tiny"))}, fingerprint_of_first()
+    with stage_run("first") as run:
+        (project / "raw/tiny/file").write_text("other data")
+        Path("made").write_text("x")
+        copy: StageRun = pickle.loads(pickle.dumps(run))  # as a training worker gets it
+        assert json.loads(json.dumps(copy.provenance)) == {"fingerprint": mark, "code": "", "inputs": inputs}
+    assert client().get_run(run.run_id).data.tags["fingerprint"] == mark
+
+
+def code_of_first(project: Path) -> object:
+    (project / "made").unlink(missing_ok=True)  # as DVC does before it runs a stage
+    with stage_run("first") as run:
+        Path("made").write_text("x")
+    return run.provenance["code"]
+
+
+def test_the_provenance_names_the_commit_and_whether_other_files_than_the_outputs_differ(project: Path) -> None:
+    def git(*arguments: str) -> str:
+        settings = ("user.name=a", "user.email=a@b.c", "commit.gpgsign=false")
+        options = [part for setting in settings for part in ("-c", setting)]
+        return subprocess.run(["git", *options, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    (project / "made").write_text("x")
+    git("init")
+    git("add", "dvc.yaml", "params.yaml", "raw", "made")
+    git("commit", "-m", "all")
+    commit = git("rev-parse", "HEAD")
+    assert code_of_first(project) == commit
+    (project / "dvc.yaml").write_text((project / "dvc.yaml").read_text() + "# changed")
+    assert code_of_first(project) == f"{commit}+changes"
 
 
 def test_a_failed_run_is_continued_and_a_finished_one_is_not(project: Path) -> None:
@@ -129,7 +179,7 @@ def test_a_second_process_waits_for_the_one_that_holds_the_storage(
     held_dir = storage_root() / "first-held"
     hold = (
         "import sys; from pathlib import Path; from pipeline.tracking import *\n"
-        "run = StageRun(read_stage_node('first'), '', '', Path(sys.argv[1]))\n"
+        "run = StageRun(read_stage_node('first'), '', '', Path(sys.argv[1]), {})\n"
         "run.claim_storage(); print('held', flush=True); sys.stdin.read()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -138,7 +188,7 @@ def test_a_second_process_waits_for_the_one_that_holds_the_storage(
     )
     assert holder.stdin is not None and holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    second = StageRun(read_stage_node("first"), "", "", held_dir)
+    second = StageRun(read_stage_node("first"), "", "", held_dir, {})
     with ThreadPoolExecutor() as pool, caplog.at_level(logging.WARNING):
         waiting = pool.submit(second.claim_storage)
         while "waiting for it" not in caplog.text:
@@ -164,3 +214,72 @@ def test_a_queued_experiment_tracks_into_the_repository_it_was_copied_from(
     assert storage_root() == project / "runs"
     monkeypatch.setenv("RUN_STORAGE", str(project / "elsewhere"))
     assert storage_root() == project / "elsewhere"
+
+
+def load_of(run_id: str) -> list[int]:
+    """Return the steps of the samples of the CPU's load that a run has."""
+    return [metric.step for metric in client().get_metric_history(run_id, "system/cpu_utilization_percentage")]
+
+
+def wait_for_load(run_id: str, num_samples: int) -> None:
+    while len(load_of(run_id)) < num_samples:
+        os.sched_yield()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sample the machine's load twenty times a second."""
+    monkeypatch.setattr(tracking, "SYSTEM_METRICS_SEC", 0.05)
+
+
+@pytest.mark.usefixtures("often")
+def test_the_load_of_a_continued_run_goes_on_where_it_ended(project: Path) -> None:
+    with pytest.raises(RuntimeError), stage_run("first") as failed:
+        wait_for_load(failed.run_id, 2)
+        raise RuntimeError
+    num_earlier = len(load_of(failed.run_id))
+    with stage_run("first") as run:
+        assert run.run_id == failed.run_id
+        wait_for_load(run.run_id, num_earlier + 2)
+        Path("made").write_text("x")
+    steps = load_of(run.run_id)
+    assert steps == list(range(len(steps))) and len(steps) >= num_earlier + 2
+    assert "system/system_memory_usage_percentage" in client().get_run(run.run_id).data.metrics
+
+
+@pytest.mark.usefixtures("often")
+def test_nothing_watches_the_machine_once_a_stage_has_ended_and_nothing_is_said_of_it(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError), stage_run("first") as run:
+        wait_for_load(run.run_id, 1)
+        assert "SystemMetricsMonitor" in {thread.name for thread in threading.enumerate()}
+        raise RuntimeError
+    assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+    said = "".join(capfd.readouterr())
+    assert "metrics" not in said and "GPU" not in said
+
+
+@pytest.mark.usefixtures("often")
+def test_a_history_is_whole_beside_the_load_of_the_machine(project: Path) -> None:
+    rows = [{"step": step, "d_loss": step / 2} for step in range(0, 200, 10)]
+    with stage_run("first") as run:
+        wait_for_load(run.run_id, 3)  # later steps than the first rows
+        for end in range(1, len(rows) + 1):
+            run.log_history(rows[:end])
+        Path("made").write_text("x")
+    assert [metric.step for metric in client().get_metric_history(run.run_id, "d_loss")] == list(range(0, 200, 10))
+
+
+def test_a_stage_runs_where_the_load_cannot_be_read(project: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.tracking import run_stage, stage_run\n"
+        "sys.modules['psutil'] = None  # as where it is not installed\n"
+        "def main():\n"
+        "    with stage_run('first') as run: Path('made').write_text(run.run_id)\n"
+        "run_stage(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr.count("first: the machine's load is not logged: ModuleNotFoundError: ") == 1
+    assert client().get_run((project / "made").read_text()).info.status == "FINISHED"

@@ -20,11 +20,17 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.snapshots import load_snapshot
-from pipeline.gan.checkpoints import checkpoint_dirs, latest_checkpoint
+from pipeline.gan import training
+from pipeline.gan.checkpoints import CheckpointWriter, checkpoint_dirs, latest_checkpoint
+from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer
+from pipeline.gan.results import export
+from pipeline.gan.sampling import paint
+from pipeline.gan.stages import load_stage
 from pipeline.gan.trainer import LOSSES, autocast_dtype
-from pipeline.gan.training import export, new_stage_for, new_trainer, train
+from pipeline.gan.training import train
+from pipeline.gan.workers import averaged
 from pipeline.tracking import NullRun
-from tests.gan_data import EMBEDDING_DIM, GAN, TRAIN, training_job, write_training_set
+from tests.gan_data import CPU, EMBEDDING_DIM, GAN, TRAIN, training_job, write_training_set
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
 
@@ -58,6 +64,50 @@ def stage1_dir(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     train(job, lambda rank: NullRun())
     export(job, folder / "models", folder / "report.json", folder / "history.csv")
     return folder / "models"
+
+
+# Trains and kills itself: before a step, in the middle of writing a checkpoint, or at a random moment.
+KILLED = """
+import os, random, signal, sys, threading
+from dataclasses import replace
+from pathlib import Path
+from pipeline.gan import checkpoints
+from pipeline.gan.trainer import Trainer
+from pipeline.gan.training import train
+from pipeline.tracking import NullRun
+from tests.gan_data import TRAIN, training_job
+
+data, storage, number, stage1, num_epochs, moment = sys.argv[1:]
+kind, _, detail = moment.rpartition(" ")
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+steps, whole_step, whole_hash = [], Trainer.step, checkpoints.file_sha256
+
+def step(self, batch, noise):
+    steps.append(1)
+    if kind == "before step" and len(steps) == int(detail):
+        die()
+    if kind == "at random" and len(steps) == 1:
+        threading.Timer(random.Random(int(detail)).uniform(0.05, 0.8), die).start()
+    return whole_step(self, batch, noise)
+
+def hashed(path):
+    if kind == "while writing checkpoint" and path.parent.name.endswith(".partial"):
+        if f"{int(detail):08d}" in path.parent.name:
+            die()
+    return whole_hash(path)
+
+Trainer.step, checkpoints.file_sha256 = step, hashed
+job = training_job(Path(data), Path(storage), stage_number=int(number), stage1_dir=Path(stage1),
+                   train=replace(TRAIN, num_epochs=int(num_epochs)))
+train(job, lambda rank: NullRun())
+"""
+
+
+def run_killed(job: TrainingJob, moment: str) -> int:
+    """Train in a process of its own that dies at a moment; return its exit status."""
+    arguments = [str(job.crops_dir.parent), str(job.storage_dir), str(job.stage_number), str(job.stage1_dir)]
+    command = [sys.executable, "-c", KILLED, *arguments, str(job.train.num_epochs), moment]
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode
 
 
 def final_tensors(storage_dir: Path) -> dict[str, Tensor]:
@@ -111,27 +161,7 @@ def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
 
     # The same job in a process of its own that kills itself before its fifth step: after a checkpoint, in an epoch.
     killed = replace(job, storage_dir=tmp_path / "killed")
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from pipeline.gan.trainer import Trainer\n"
-        "from pipeline.tracking import NullRun\n"
-        "from pipeline.gan.training import train\n"
-        "from tests.gan_data import training_job\n"
-        "data, storage, number, stage1 = sys.argv[1:]\n"
-        "steps, whole_step = [], Trainer.step\n"
-        "def step(self, batch, noise):\n"
-        "    steps.append(1)\n"
-        "    if len(steps) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return whole_step(self, batch, noise)\n"
-        "Trainer.step = step\n"
-        "job = training_job(Path(data), Path(storage), stage_number=int(number), stage1_dir=Path(stage1))\n"
-        "train(job, lambda rank: NullRun())\n"
-    )
-    arguments = [str(data_dir), str(killed.storage_dir), str(stage_number), str(stage1_dir)]
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=root, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_killed(killed, "before step 5") == -signal.SIGKILL
     assert [path.name for path in checkpoint_dirs(killed.storage_dir)] == ["checkpoint_00000003"]
 
     progress = Recorded()
@@ -143,6 +173,36 @@ def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
     assert [row["epoch"] for row in progress.history] == [1, 2, 3]
 
 
+def test_a_training_killed_at_five_random_moments_ends_bit_for_bit_as_an_undisturbed_one(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    job = training_job(data_dir, tmp_path / "whole", train=replace(TRAIN, num_epochs=60))
+    killed = replace(job, storage_dir=tmp_path / "killed", stage1_dir=tmp_path)
+    for seed in range(5):
+        assert run_killed(killed, f"at random {seed}") == -signal.SIGKILL
+    for run in (job, killed):
+        train(run, lambda rank: NullRun())
+    whole, resumed = final_tensors(job.storage_dir), final_tensors(killed.storage_dir)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses_of(job.storage_dir) == losses_of(killed.storage_dir)
+
+
+def test_a_training_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    job = training_job(data_dir, tmp_path / "whole")
+    killed = replace(job, storage_dir=tmp_path / "killed", stage1_dir=tmp_path)
+    assert run_killed(killed, "while writing checkpoint 6") == -signal.SIGKILL
+    assert [path.name for path in checkpoint_dirs(killed.storage_dir)] == ["checkpoint_00000003"]
+    assert list(killed.storage_dir.glob(".checkpoint_*")), "nothing half-written was left"
+    for run in (job, killed):
+        train(run, lambda rank: NullRun())
+    whole, resumed = final_tensors(job.storage_dir), final_tensors(killed.storage_dir)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not list(killed.storage_dir.glob(".checkpoint_*"))
+
+
 def test_a_finished_training_is_not_trained_again(data_dir: Path, tmp_path: Path) -> None:
     job = training_job(data_dir, tmp_path)
     train(job, lambda rank: NullRun())
@@ -151,17 +211,16 @@ def test_a_finished_training_is_not_trained_again(data_dir: Path, tmp_path: Path
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")) == before
 
 
-def _train_as_worker(rank: int, data_dir: Path, storage_dir: Path, meeting: Path, num_epochs: int) -> None:
+def _train_as_worker(rank: int, job: TrainingJob, meeting: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
-    train(training_job(data_dir, storage_dir, train=replace(TRAIN, num_epochs=num_epochs)), lambda rank: NullRun())
+    train(job, lambda rank: NullRun())
     dist.destroy_process_group()
 
 
-def train_with_two_workers(data_dir: Path, storage_dir: Path, num_epochs: int) -> None:
+def train_with_two_workers(job: TrainingJob) -> None:
     context = multiprocessing.get_context("spawn")
-    meeting = storage_dir.with_name(f"{storage_dir.name}_meeting_{num_epochs}")
-    arguments = (data_dir, storage_dir, meeting, num_epochs)
+    arguments = (job, job.storage_dir.with_name(f"{job.storage_dir.name}_meeting_{job.train.num_epochs}"))
     workers = [context.Process(target=_train_as_worker, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
@@ -171,14 +230,74 @@ def train_with_two_workers(data_dir: Path, storage_dir: Path, num_epochs: int) -
 
 
 def test_two_workers_share_a_batch_and_resume_bit_for_bit(data_dir: Path, tmp_path: Path) -> None:
-    train_with_two_workers(data_dir, tmp_path / "whole", 2)
-    train_with_two_workers(data_dir, tmp_path / "resumed", 1)
-    train_with_two_workers(data_dir, tmp_path / "resumed", 2)
+    one, two = replace(TRAIN, num_epochs=1), replace(TRAIN, num_epochs=2)
+    train_with_two_workers(training_job(data_dir, tmp_path / "whole", train=two))
+    train_with_two_workers(training_job(data_dir, tmp_path / "resumed", train=one))
+    train_with_two_workers(training_job(data_dir, tmp_path / "resumed", train=two))
     whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    train(training_job(data_dir, tmp_path / "one", train=replace(TRAIN, num_epochs=2)), lambda rank: NullRun())
+    train(training_job(data_dir, tmp_path / "one", train=two), lambda rank: NullRun())
     # Each worker's BatchNorm sees half of the batch, so one worker's losses are near, not equal.
     np.testing.assert_allclose(losses_of(tmp_path / "whole"), losses_of(tmp_path / "one"), atol=0.1)
+    assert not np.allclose(losses_of(tmp_path / "whole"), losses_of(tmp_path / "one"), rtol=0, atol=1e-5)
+
+
+def _step_in_double(rank: int, num_workers: int, job: TrainingJob, meeting: Path, losses_path: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=num_workers)
+    stage = new_stage_for(job)
+    for network in stage.modules():
+        network.double()
+    source = BatchSource(
+        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", stage.image_size),
+        image_size=stage.image_size, batch_size=4, captions_averaged=2, seed=5, rank=rank, num_workers=num_workers,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    trainer = new_trainer(job, stage, None)
+    trainer.set_learning_rate(2e-4)
+    losses: list[list[float]] = []
+    for step in range(4):
+        batch = source.batch(step)
+        wide = replace(
+            batch,
+            real=batch.real.double(),
+            text_embedding=batch.text_embedding.double(),
+            wrong_text_embedding=batch.wrong_text_embedding.double(),
+        )
+        losses.append(averaged(trainer.step(wide, source.noise(step, trainer.noise_dim).double())).tolist())
+    if rank == 0:
+        losses_path.write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+def losses_in_double(job: TrainingJob, num_workers: int) -> list[list[float]]:
+    """Return the losses of some steps computed in float64 by workers of processes of their own."""
+    job.storage_dir.mkdir(parents=True, exist_ok=True)
+    meeting, losses_path = (job.storage_dir / f"{name}_{num_workers}" for name in ("meeting", "losses"))
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_step_in_double, args=(rank, num_workers, job, meeting, losses_path))
+        for rank in range(num_workers)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert [worker.exitcode for worker in workers] == [0] * num_workers
+    return json.loads(losses_path.read_text())
+
+
+@pytest.mark.parametrize("stage_number", [1, 2])
+def test_with_synchronised_batchnorm_two_workers_have_the_losses_of_one(
+    stage_number: int, data_dir: Path, stage1_dir: Path, tmp_path: Path
+) -> None:
+    """In float64: BatchNorm over a few nearly constant features blows float32's rounding up within a few steps."""
+    params = replace(TRAIN, synchronised_batchnorm=True)
+    job = training_job(data_dir, tmp_path, stage_number=stage_number, stage1_dir=stage1_dir, train=params)
+    one, two = (losses_in_double(job, num_workers) for num_workers in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
+    apart = losses_in_double(replace(job, train=TRAIN, storage_dir=tmp_path / "apart"), 2)
+    assert not np.allclose(apart, one, rtol=0, atol=1e-3)
 
 
 def test_export_writes_snapshots_report_and_curves(data_dir: Path, stage1_dir: Path, tmp_path: Path) -> None:
@@ -219,7 +338,7 @@ def test_a_step_shares_the_features_of_real_and_wrong_pairs_without_changing_the
 ) -> None:
     job = training_job(data_dir, tmp_path)
     source = BatchSource(
-        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", 76),
+        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", 64),
         image_size=64, batch_size=4, captions_averaged=2, seed=0, rank=0, num_workers=1, device=torch.device("cpu"),
     )  # fmt: skip
     batch, stage = source.batch(0), new_stage_for(job)
@@ -240,10 +359,85 @@ def test_a_step_shares_the_features_of_real_and_wrong_pairs_without_changing_the
     assert values["kl"] == pytest.approx(kl.item(), rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_checkpoints(data_dir: Path, tmp_path: Path) -> None:
-    job = training_job(data_dir, tmp_path, train=replace(TRAIN, learning_rate=1e30))
-    with pytest.raises(FloatingPointError, match=str(tmp_path)):
+def test_a_loss_that_is_no_number_stops_and_names_the_last_good_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path)
+    train(replace(job, train=replace(TRAIN, num_epochs=1)), lambda rank: NullRun())
+    broken = latest_checkpoint(tmp_path)
+    assert broken is not None
+    for name, tensor in broken.tensors.items():  # as if the numbers had run away in the second epoch
+        if name.startswith("adam_G") and name.endswith("exp_avg_sq"):
+            tensor.fill_(-1)
+    with CheckpointWriter(tmp_path, params=binding_params(job)) as writer:
+        writer.save(broken, {})
+    with pytest.raises(
+        FloatingPointError, match=f"in epoch 2; the last good checkpoint is {tmp_path}/checkpoint_00000003"
+    ):
         train(job, lambda rank: NullRun())
+    assert [path.name for path in checkpoint_dirs(tmp_path)] == ["checkpoint_00000003"]
+
+
+def test_a_training_with_other_params_does_not_go_on_from_old_checkpoints(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path)
+    train(replace(job, train=replace(TRAIN, num_epochs=1)), lambda rank: NullRun())
+    with pytest.raises(ValueError, match=r"train_stage1.learning_rate 0.0002 -> 0.0001.*RUN_STORAGE"):
+        train(replace(job, train=replace(TRAIN, learning_rate=1e-4)), lambda rank: NullRun())
+    train(job, lambda rank: NullRun())  # more epochs are no other training
+
+
+def test_a_batch_that_not_every_number_of_workers_can_share_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path)
+    with pytest.raises(ValueError, match=r"train_stage1\.batch_size 4 cannot be shared equally among 3 workers"):
+        train(replace(job, hardware=replace(CPU, num_workers=3)), lambda rank: NullRun())
+    with pytest.raises(ValueError, match=r"among 1 workers x 3 parts \(train_stage1.accumulation\)"):
+        train(replace(job, train=replace(TRAIN, accumulation=3)), lambda rank: NullRun())
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_the_first_step(data_dir: Path) -> None:
+    job = training_job(data_dir, Path("/proc/stackgan"))
+    with pytest.raises(ValueError, match=r"/proc/stackgan cannot be written \(.*\); set RUN_STORAGE"):
+        train(job, lambda rank: NullRun())
+
+
+def test_a_step_that_cannot_fit_is_refused_before_the_networks_are_made(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path)
+    with pytest.raises(ValueError, match=r"train_stage1\.batch_size is too large: .* lower gan\.generator_dim"):
+        train(replace(job, gan=replace(GAN, generator_dim=2**15)), lambda rank: NullRun())
+
+
+def test_a_gan_of_one_stage_hands_its_stage1_on(data_dir: Path, tmp_path: Path) -> None:
+    gan = replace(GAN, stage1_size=256, stage2_size="none")
+    first = replace(training_job(data_dir, tmp_path / "1", train=replace(TRAIN, num_epochs=1)), gan=gan)
+    train(first, lambda rank: NullRun())
+    export(first, tmp_path / "stage1", tmp_path / "1.json", tmp_path / "1.csv")
+    second = replace(first, stage_number=2, stage1_dir=tmp_path / "stage1", storage_dir=tmp_path / "2")
+    train(second, lambda rank: NullRun())
+    export(second, tmp_path / "stage2", tmp_path / "2.json", tmp_path / "2.csv")
+    (one, sha256), (two, sha256_of_two) = load_stage(tmp_path / "stage1"), load_stage(tmp_path / "stage2")
+    assert one.image_size == two.image_size == 256 and sha256 == sha256_of_two
+    assert json.loads((tmp_path / "2.json").read_text())["num_steps"] == 0
+
+
+def test_a_stackgan_of_128_trains_and_paints_at_128(data_dir: Path, stage1_dir: Path, tmp_path: Path) -> None:
+    gan = replace(GAN, stage2_size=128)
+    job = training_job(data_dir, tmp_path, stage_number=2, stage1_dir=stage1_dir, train=replace(TRAIN, num_epochs=1))
+    train(replace(job, gan=gan), lambda rank: NullRun())
+    export(replace(job, gan=gan), tmp_path / "models", tmp_path / "report.json", tmp_path / "curves.csv")
+    stage, _ = load_stage(tmp_path / "models")
+    assert paint(stage, torch.zeros(1, EMBEDDING_DIM), [0]).shape == (1, 128, 128, 3)
+
+
+def test_a_collapsed_generator_is_said_aloud_and_counted(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("WARNING")
+    monkeypatch.setattr(training, "STEPS_WITHOUT_WARNINGS", 0)
+    job = training_job(data_dir, tmp_path)  # after three steps it paints the same grey whatever the noise
+    train(job, lambda rank: NullRun())
+    assert "mode collapse: samples of one caption are 0.0" in caplog.text
+    export(job, tmp_path / "models", tmp_path / "report.json", tmp_path / "curves.csv")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["num_epochs_with_warnings"]["mode_collapse"] > 0
+    assert 0 < report["last_epoch"]["sample_distance"] < 0.01
 
 
 def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path) -> None:
@@ -254,7 +448,7 @@ def test_a_batch_larger_than_the_data_is_refused(data_dir: Path, tmp_path: Path)
 
 def test_a_stage1_of_another_width_is_refused(data_dir: Path, stage1_dir: Path, tmp_path: Path) -> None:
     job = training_job(data_dir, tmp_path, stage_number=2, stage1_dir=stage1_dir)
-    with pytest.raises(ValueError, match=r"gf_dim = 8, Stage-II asks for 16.*rerun train_stage1"):
+    with pytest.raises(ValueError, match=r"generator_dim = 8, Stage-II asks for 16.*rerun train_stage1"):
         train(replace(job, gan=replace(GAN, generator_dim=16)), lambda rank: NullRun())
 
 

@@ -8,14 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.data.random_crops import random_crops
-from pipeline.data.shards import ImageShards
+from pipeline.data.shards import LOAD_SIZES, ImageShards
 from pipeline.data.tables import read_embeddings, read_images
 from pipeline.data.transforms import MAX_SEED, PictureTransform
 
@@ -33,6 +35,8 @@ class Purpose(IntEnum):
     NOISE = 5
     D_AUGMENTATION = 6
     TRANSFORM = 7
+    WRONG_AUGMENTATION = 8
+    WRONG_TRANSFORM = 9
 
 
 def generator_for(seed: int, purpose: int, counter: int) -> np.random.Generator:
@@ -49,14 +53,19 @@ class TrainingSet:
     embeddings: Tensor  # (N, captions_per_image, embedding_dim) float32
 
 
-def load_training_set(crops_dir: Path, embeddings_path: Path, split: str, load_size: int) -> TrainingSet:
+def crop_size_for(image_size: int) -> int:
+    """Return the side of the random crops that become pictures of `image_size`: 64, or 256 (for 128 it is halved)."""
+    return min(size for size in LOAD_SIZES if size >= image_size)
+
+
+def load_training_set(crops_dir: Path, embeddings_path: Path, split: str, image_size: int) -> TrainingSet:
     """Map a split's shards and read its classes and embeddings.
 
     Raises:
         ValueError: the files are missing or do not belong together.
     """
     rows = read_images(crops_dir, split)
-    shards = ImageShards(crops_dir / split, load_size)
+    shards = ImageShards(crops_dir / split, LOAD_SIZES[crop_size_for(image_size)])
     embeddings = read_embeddings(embeddings_path)
     if not shards.image_ids == [row["image_id"] for row in rows] == embeddings.image_ids:
         raise ValueError(
@@ -72,8 +81,22 @@ class Batch:
 
     real: Tensor  # (n, 3, S, S) float32 in [-1, 1], channels_last
     text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions
-    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: of captions of a picture of another class
-    augmentation_draws: Tensor  # (2, n, 4) in [0, 1), on the CPU: for D's augmentation of real and fake pictures
+    wrong: Tensor | None  # (n, 3, S, S): of wrong pairs, where these are another picture with the real one's text
+    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: of wrong pairs, where these are the real picture's
+    augmentation_draws: Tensor  # (3, n, 4) in [0, 1), on the CPU: D's augmentation of real, fake and wrong pictures
+
+    def parts(self, count: int) -> list["Batch"]:
+        """Cut the share into equal parts, in its order."""
+        return [
+            Batch(
+                real=self.real.chunk(count)[index],
+                text_embedding=self.text_embedding.chunk(count)[index],
+                wrong=None if self.wrong is None else self.wrong.chunk(count)[index],
+                wrong_text_embedding=self.wrong_text_embedding.chunk(count)[index],
+                augmentation_draws=self.augmentation_draws.chunk(count, dim=1)[index],
+            )
+            for index in range(count)
+        ]
 
 
 class BatchSource:
@@ -86,6 +109,7 @@ class BatchSource:
         image_size: int,
         batch_size: int,
         captions_averaged: int,
+        wrong_pairs: Literal["other_text", "other_image", "next_text"] = "other_text",
         seed: int,
         rank: int,
         num_workers: int,
@@ -96,10 +120,13 @@ class BatchSource:
         """Set up one worker's source.
 
         Args:
-            training_set: the pictures; their load size is at least `image_size`.
-            image_size: S, the side of the random crop.
+            training_set: the pictures, of the load size of `image_size`.
+            image_size: S, 64, 128 or 256.
             batch_size: global.
             captions_averaged: embeddings of so many different random captions are averaged for a pair.
+            wrong_pairs: a real picture with the text of a picture of another class (the paper's words), a picture of
+                another class with the real one's text (the TensorFlow release), or a real picture with the text of the
+                next one of the global batch, whatever its class (the PyTorch release, which leaves out the last).
             seed: of every choice.
             rank: of this worker.
             num_workers: that share a batch equally.
@@ -123,6 +150,8 @@ class BatchSource:
         self.steps_per_epoch = num_images // batch_size
         self._set = training_set
         self._image_size = image_size
+        self._crop_size = crop_size_for(image_size)
+        self._wrong_pairs = wrong_pairs
         self._batch_size = batch_size
         self._captions_averaged = captions_averaged
         self._seed = seed
@@ -144,11 +173,19 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """Return this worker's share of the batch of `step` (from 0)."""
         chosen = self._chosen(step)
-        wrong = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
+        others = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
+        exchanged = self._wrong_pairs == "other_image"
+        if self._wrong_pairs == "next_text":
+            wrong_text = self._texts(chosen, Purpose.CAPTIONS, step, moved_by=1)
+        else:
+            wrong_text = self._texts(others, Purpose.WRONG_CAPTIONS, step)
         return Batch(
-            real=self._images(chosen, step),
+            real=self._cropped(self._pixels(chosen, step), Purpose.AUGMENTATION, step),
             text_embedding=self._texts(chosen, Purpose.CAPTIONS, step),
-            wrong_text_embedding=self._texts(wrong, Purpose.WRONG_CAPTIONS, step),
+            wrong=self._cropped(self._wrong_pixels(others, step), Purpose.WRONG_AUGMENTATION, step)
+            if exchanged
+            else None,
+            wrong_text_embedding=wrong_text,
             augmentation_draws=self._augmentation_draws(step),
         )
 
@@ -166,21 +203,32 @@ class BatchSource:
             self._order = (epoch, order)
         return order[position * self._batch_size : (position + 1) * self._batch_size]
 
-    def _texts(self, chosen: Indices, purpose: Purpose, step: int) -> Tensor:
-        """Average the embeddings of `captions_averaged` different random captions of each picture."""
+    def _texts(self, chosen: Indices, purpose: Purpose, step: int, moved_by: int = 0) -> Tensor:
+        """Average the embeddings of `captions_averaged` different random captions of each picture.
+
+        Args:
+            chosen: pictures of the global batch.
+            purpose: of the draws.
+            step: from 0.
+            moved_by: each row gets the text of the row so many after it, the last ones those of the first.
+        """
         captions_per_image = self._embeddings.shape[1]
         draws = generator_for(self._seed, purpose, step).random((len(chosen), captions_per_image))
-        captions = np.argsort(draws, axis=1)[self._rows, : self._captions_averaged]
-        images = torch.from_numpy(chosen[self._rows]).to(self._device)
+        captions = np.roll(np.argsort(draws, axis=1), -moved_by, axis=0)[self._rows, : self._captions_averaged]
+        images = torch.from_numpy(np.roll(chosen, -moved_by)[self._rows]).to(self._device)
         return self._embeddings[images[:, None], torch.from_numpy(captions).to(self._device)].mean(dim=1)
 
     def _augmentation_draws(self, step: int) -> Tensor:
-        draws = generator_for(self._seed, Purpose.D_AUGMENTATION, step).random((2, self._batch_size, 4), np.float32)
+        draws = generator_for(self._seed, Purpose.D_AUGMENTATION, step).random((3, self._batch_size, 4), np.float32)
         return torch.from_numpy(draws[:, self._rows])
 
-    def _images(self, chosen: Indices, step: int) -> Tensor:
-        draws = generator_for(self._seed, Purpose.AUGMENTATION, step).random((len(chosen), 3))[self._rows]
-        return random_crops(self._pixels(chosen, step), torch.from_numpy(draws).to(self._device), self._image_size)
+    def _cropped(self, pixels: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """(n, L, L, 3) uint8 -> (n, 3, S, S) float32, each cut and mirrored at random."""
+        draws = torch.from_numpy(generator_for(self._seed, purpose, step).random((self._batch_size, 3))[self._rows])
+        crops = random_crops(pixels, draws.to(self._device), self._crop_size)
+        return (
+            crops if self._crop_size == self._image_size else F.avg_pool2d(crops, self._crop_size // self._image_size)
+        )
 
     def _pixels(self, chosen: Indices, step: int) -> Tensor:
         """Return this worker's pictures on the device, (n, L, L, 3) uint8; for a GPU it reads a step ahead."""
@@ -192,13 +240,22 @@ class BatchSource:
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
         return reading.result().to(self._device, non_blocking=True)
 
+    def _wrong_pixels(self, others: Indices, step: int) -> Tensor:
+        """Return this worker's pictures of other classes, (n, L, L, 3) uint8 on the device."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(others[self._rows]).to(self._device)]
+        return self._gathered(others, Purpose.WRONG_TRANSFORM, step).to(self._device)
+
     def _read(self, step: int) -> Tensor:
-        pixels = self._set.shards.gather(self._chosen(step)[self._rows])
-        if self._transform:
-            seeds = generator_for(self._seed, Purpose.TRANSFORM, step).integers(MAX_SEED, size=self._batch_size)
-            pixels = self._transform(pixels, seeds[self._rows])
-        read = torch.from_numpy(pixels)
+        read = self._gathered(self._chosen(step), Purpose.TRANSFORM, step)
         return read.pin_memory() if self._device.type == "cuda" else read
+
+    def _gathered(self, chosen: Indices, purpose: Purpose, step: int) -> Tensor:
+        pixels = self._set.shards.gather(chosen[self._rows])
+        if self._transform:
+            seeds = generator_for(self._seed, purpose, step).integers(MAX_SEED, size=self._batch_size)
+            pixels = self._transform(pixels, seeds[self._rows])
+        return torch.from_numpy(pixels)
 
 
 class _ClassIndex:

@@ -6,12 +6,14 @@ Convolutions carry no bias, BatchNorm has eps 1e-5 and momentum 0.1 (PyTorch's d
 reads a value back from the device, so a whole step can be captured in a CUDA graph.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 LEAKY_SLOPE = 0.2
 WEIGHT_STD = 0.02
@@ -155,20 +157,36 @@ class ConditioningCode(NamedTuple):
 class ConditioningAugmentation(nn.Module):
     """Draws the conditioning code from N(mu(text), diag sigma(text)^2); paper section 3.2.
 
-    Both heads are linear. The published code puts an activation on them, which hinders a small sigma or forbids it.
+    The paper's layer is linear. The published codes put an activation on it, which hinders a small sigma (leaky_relu on
+    log sigma) or forbids it (relu on log sigma^2: sigma is never below 1).
     """
 
-    def __init__(self, embedding_dim: int, condition_dim: int, *, augment: bool = True) -> None:
-        """Make the heads.
+    def __init__(
+        self,
+        embedding_dim: int,
+        condition_dim: int,
+        *,
+        augment: bool = True,
+        spread: Literal["log_variance", "log_sigma"] = "log_variance",
+        activation: Literal["none", "leaky_relu", "relu"] = "none",
+        truncated_noise: bool = False,
+    ) -> None:
+        """Make the layer.
 
         Args:
             embedding_dim: width of the text embedding.
             condition_dim: width of the code, N_g in the paper.
-            augment: False makes c = mu and drops the logvar head: the ablation "no CA" of the paper's Table 2.
+            augment: False makes c = mu and drops the second half: the ablation "no CA" of the paper's Table 2.
+            spread: what the second half means.
+            activation: on both halves.
+            truncated_noise: cut the noise at two standard deviations, as TensorFlow's truncated normal.
         """
         super().__init__()
         self.augment = augment
+        self.truncated_noise = truncated_noise
+        self.logvar_scale = 2.0 if spread == "log_sigma" else 1.0
         self.heads = nn.Linear(embedding_dim, 2 * condition_dim if augment else condition_dim)
+        self.activation = {"none": nn.Identity, "leaky_relu": leaky_relu, "relu": relu}[activation]()
 
     def forward(self, text_embedding: torch.Tensor, eps: torch.Tensor) -> ConditioningCode:
         """Sample the code with the noise given.
@@ -177,27 +195,58 @@ class ConditioningAugmentation(nn.Module):
             text_embedding: (N, embedding_dim).
             eps: (N, condition_dim) from N(0, I). The result has its dtype, so under autocast exp and KL stay float32.
         """
-        statistics = self.heads(text_embedding).to(eps.dtype)
+        statistics = self.activation(self.heads(text_embedding)).to(eps.dtype)
         if not self.augment:
             return ConditioningCode(statistics, statistics, None)
-        mu, logvar = statistics.chunk(2, dim=1)
+        mu, spread = statistics.chunk(2, dim=1)
+        logvar = self.logvar_scale * spread
+        eps = cut_at_two(eps) if self.truncated_noise else eps
         return ConditioningCode(mu + torch.exp(0.5 * logvar) * eps, mu, logvar)
+
+    def mean(self, text_embedding: torch.Tensor) -> torch.Tensor:
+        """(N, embedding_dim) -> (N, condition_dim): mu alone."""
+        statistics = self.activation(self.heads(text_embedding))
+        return statistics.chunk(2, dim=1)[0] if self.augment else statistics
+
+
+def cut_at_two(normal: torch.Tensor) -> torch.Tensor:
+    """Turn standard normal numbers into numbers of the normal distribution cut at two, keeping their order."""
+    root2 = math.sqrt(2)
+    return root2 * torch.erfinv(torch.erf(normal / root2) * math.erf(root2))
 
 
 class TextMatch(nn.Module):
-    """Both discriminators' head: the text, compressed and repeated over the 4x4 map, meets the image features."""
+    """The discriminators' head: the text, compressed and repeated over the 4x4 map, meets the image features."""
 
-    def __init__(self, feature_dim: int, embedding_dim: int, condition_dim: int) -> None:
-        """Make the head; `feature_dim` channels in, text compressed from `embedding_dim` to `condition_dim`."""
+    def __init__(
+        self,
+        feature_dim: int,
+        text_dim: int,
+        condition_dim: int,
+        *,
+        compress: bool = True,
+        kernel_size: int = 1,
+        logit_bias: bool = False,
+    ) -> None:
+        """Make the head.
+
+        Args:
+            feature_dim: channels of the image features.
+            text_dim: width of the text; condition_dim where it comes compressed.
+            condition_dim: width of the compressed text, N_d in the paper.
+            compress: whether it is compressed here.
+            kernel_size: of the convolution over both, 1 or 3.
+            logit_bias: of the last layer.
+        """
         super().__init__()
-        self.compress = nn.Sequential(nn.Linear(embedding_dim, condition_dim), leaky_relu())
-        self.join = nn.Sequential(conv_bn(feature_dim + condition_dim, feature_dim, 1), leaky_relu())
-        self.to_logit = nn.Conv2d(feature_dim, 1, kernel_size=4, bias=False)
+        self.compress = nn.Sequential(nn.Linear(text_dim, condition_dim), leaky_relu()) if compress else nn.Identity()
+        self.join = nn.Sequential(conv_bn(feature_dim + condition_dim, feature_dim, kernel_size), leaky_relu())
+        self.to_logit = nn.Conv2d(feature_dim, 1, kernel_size=4, bias=logit_bias)
 
-    def forward(self, features: torch.Tensor, text_embedding: torch.Tensor) -> torch.Tensor:
-        """(N, feature_dim, 4, 4), (N, embedding_dim) -> (N,)."""
+    def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """(N, feature_dim, 4, 4), (N, text_dim) -> (N,)."""
         assert features.shape[2:] == (4, 4), f"features are {tuple(features.shape)}: images of another size than D's?"
-        joint = self.join(concat_code(features, self.compress(text_embedding)))  # (N, feature_dim, 4, 4)
+        joint = self.join(concat_code(features, self.compress(text)))  # (N, feature_dim, 4, 4)
         return self.to_logit(joint).flatten()  # (N,)
 
 
@@ -209,24 +258,62 @@ def concat_code(features: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     return torch.cat((last, tiled), dim=3).permute(0, 3, 1, 2)  # (N, C + D, H, W)
 
 
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
+class SpectralNorm(nn.Module):
+    """Divides a weight by its largest singular value (Miyato et al., ICLR 2018), one power iteration a call."""
+
+    u: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+        """Begin with a random vector on the output side of `weight`."""
+        super().__init__()
+        self.register_buffer("u", F.normalize(torch.randn(len(weight), generator=generator), dim=0))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """(O, ...) -> the same shape, of spectral norm 1 once the iteration has settled."""
+        with torch.autocast("cuda" if weight.is_cuda else "cpu", enabled=False):
+            matrix = weight.flatten(1)
+            with torch.no_grad():
+                v = F.normalize(matrix.T @ self.u, dim=0)
+                u = F.normalize(matrix @ v, dim=0)
+                if self.training:
+                    self.u.copy_(u)
+            return weight / (u @ matrix @ v)
+
+
+def normalise_spectrally(module: nn.Module, generator: torch.Generator) -> None:
+    """Put a SpectralNorm on every convolution and linear layer; after `initialise`."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight.detach(), generator))
+
+
+def initialise(module: nn.Module, generator: torch.Generator, *, truncated: bool = True) -> None:
     """Overwrite every weight as the published code begins, in the order the layers were defined.
 
-    Convolutions: normal of sd 0.02 cut at two sd (TensorFlow's truncated normal; an sd of 0.0176 is left). Linear:
-    normal of sd 0.02, bias 0. BatchNorm: gamma from N(1, 0.02), beta 0, running statistics 0 and 1.
+    Convolutions: normal of sd 0.02, cut at two sd (TensorFlow's truncated normal; an sd of 0.0176 is left) or not (the
+    PyTorch release). Linear: normal of sd 0.02, bias 0. BatchNorm: gamma from N(1, 0.02), beta 0, running statistics 0
+    and 1. A convolution's bias: 0.
 
     Args:
         module: a network on the generator's device, before it is moved or changes its memory format, so that the same
             seed gives the same weights everywhere.
         generator: the only source of randomness.
+        truncated: cut the convolutions' distribution.
     """
+    cut = 2 * WEIGHT_STD
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.trunc_normal_(layer.weight, 0.0, WEIGHT_STD, -2 * WEIGHT_STD, 2 * WEIGHT_STD, generator=generator)
+            if truncated:
+                nn.init.trunc_normal_(layer.weight, 0.0, WEIGHT_STD, -cut, cut, generator=generator)
+            else:
+                nn.init.normal_(layer.weight, 0.0, WEIGHT_STD, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, 0.0, WEIGHT_STD, generator=generator)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
+            if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison] - None where there is none
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             layer.reset_running_stats()
             nn.init.normal_(layer.weight, 1.0, WEIGHT_STD, generator=generator)
             nn.init.zeros_(layer.bias)

@@ -95,6 +95,8 @@ def load_painters(models_dir: Path, encoder: EncoderId, *, both_stages: bool) ->
         )
     painters = [Painter(name="stage2", stage=stage2, sha256=sha256, encoder_sha256=encoder.sha256)]
     if both_stages:
+        if stage2.stage1_generator is None:
+            raise ValueError(f"{stage2_dir} paints in one stage (gan.stage2_size: none); leave --both-stages out")
         stage1, sha256 = load_stage1_within(stage2_dir)
         painters.insert(0, Painter(name="stage1", stage=stage1, sha256=sha256, encoder_sha256=encoder.sha256))
     return painters

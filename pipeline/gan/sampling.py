@@ -37,16 +37,20 @@ def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size
     Returns:
         (N, S, S, 3) uint8.
     """
+    stage = stage.painting()
     device = next(stage.generator.parameters()).device
-    was_training = stage.generator.training
-    stage.generator.eval()
+    networks = [network for network in (stage.generator, stage.stage1_generator) if network is not None]
+    were_training = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     images: list[Images] = []
     with torch.inference_mode():
         for start in range(0, len(seeds), batch_size):
             noise = noise_for(seeds[start : start + batch_size], stage.noise_dim).to(device)
             texts = text_embedding[start : start + batch_size].to(device)
             images.append(to_uint8(stage.generate(texts, noise).images))
-    stage.generator.train(was_training)
+    for network, was_training in zip(networks, were_training, strict=True):
+        network.train(was_training)
     return np.concatenate(images)
 
 
@@ -113,7 +117,7 @@ def generate_samples(
             f"generate_samples.captions_per_image is {captions_per_image}; a picture has {num_captions} captions"
         )
     stackgan, _ = load_stage(stage2_dir)
-    untrained = new_stage(2, stackgan.dims, seed=seed)
+    untrained = new_stage(2 if stackgan.stage1_generator else 1, stackgan.architecture, seed=seed)
     for module in untrained.modules():
         module.eval()
     methods = {"untrained": untrained, "stage1": load_stage(stage1_dir)[0], "stackgan": stackgan}

@@ -1,6 +1,7 @@
 """One step of a stage: update D, then G. And the state that resumes it exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import Batch
 from pipeline.gan.augmentation import shifted_and_cut
-from pipeline.gan.losses import discriminator_loss, generator_loss, kl_divergence
+from pipeline.gan.layers import UpsampleConv
+from pipeline.gan.losses import Logits, discriminator_loss, generator_loss, gradient_penalty, kl_divergence
+from pipeline.gan.networks import GeneratorOutput
 from pipeline.gan.stages import Stage
 from pipeline.gan.workers import average_gradients
+from pipeline.params import GanParams, Speedup
 
 ADAM_BETAS = (0.5, 0.999)
 
@@ -20,25 +24,60 @@ LOSSES = ("d_loss", "g_loss", "kl", "real_probability", "wrong_probability", "fa
 class Trainer:
     """Both networks of a stage with their optimisers: one step, and the state to resume from."""
 
-    def __init__(self, stage: Stage, *, kl_weight: float, augment: bool, autocast: torch.dtype | None):
+    def __init__(
+        self,
+        stage: Stage,
+        gan: GanParams,
+        *,
+        augment: bool,
+        accumulation: int,
+        autocast: torch.dtype | None,
+        speedups: Iterable[Speedup],
+    ):
         """Set up Adam for G and D.
 
         Args:
             stage: its networks, on their device.
-            kl_weight: on the KL divergence in G's loss.
+            gan: losses and pairs.
             augment: whether D sees its pictures shifted and cut (see pipeline.gan.augmentation).
+            accumulation: parts that a worker's share of a batch is computed in, one after the other.
             autocast: dtype to compute in; None for float32.
+            speedups: each computes the same function, up to rounding. transposed_upsampling: see UpsampleConv;
+                channels_last: pixel by pixel in memory; fused_adam: one pass over weights and moments;
+                shared_features: D's features of the real pictures serve the real and the wrong pairs;
+                frozen_discriminator: D's own gradients are not computed while G is updated.
         """
         self._stage = stage
-        self._kl_weight = kl_weight
+        self._gan = gan
         self._augment = augment
+        self._accumulation = accumulation
         self._autocast = autocast
+        self._speedups = frozenset(speedups)
         self._networks: dict[str, nn.Module] = {"G": stage.generator, "D": stage.discriminator}
+        self._prepare()
         self._optimizers = {
-            name: torch.optim.Adam(network.parameters(), lr=0.0, betas=ADAM_BETAS, fused=True)
+            name: torch.optim.Adam(network.parameters(), lr=0.0, betas=ADAM_BETAS, fused="fused_adam" in self._speedups)
             for name, network in self._networks.items()
         }
+        # The fakes that D was trained on serve G's update too, unless it asks for others, or memory for their graph.
+        self._repaints = gan.redraw_noise or accumulation > 1
         self.learning_rate = 0.0
+
+    def _prepare(self) -> None:
+        """Bring the networks into the form that the speed-ups ask for."""
+        layout = torch.channels_last if "channels_last" in self._speedups else torch.contiguous_format
+        for network in self._stage.modules():
+            network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] - untyped overload
+            for layer in network.modules():
+                if isinstance(layer, UpsampleConv):
+                    layer.transposed = "transposed_upsampling" in self._speedups
+        if self._stage.stage1_generator is not None:
+            self._stage.stage1_generator.train(self._gan.stage1_batch_statistics)
+
+    @property
+    def noise_dim(self) -> int:
+        """Return how many normal numbers a step takes for each picture."""
+        return self._stage.noise_dim * (2 if self._gan.redraw_noise else 1)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set both optimisers' learning rate."""
@@ -48,62 +87,145 @@ class Trainer:
                 group["lr"] = learning_rate
 
     def step(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Update D, then G, on one worker's share of a batch; return (len(LOSSES),) float32 on the device.
+        """Update D, then G, on one worker's share of a batch.
 
-        The fakes are made once: detached for D, then judged again by the updated D for G. D's features of the real
-        pictures serve the real and the wrong pairs, which differ in the text alone.
+        Args:
+            batch: the share.
+            noise: (n, noise_dim) standard normal.
+
+        Returns:
+            (len(LOSSES),) float32 on the device.
         """
+        noises = noise.split(self._stage.noise_dim, dim=1)  # for D's update; with redraw_noise also for G's
+        parts = batch.parts(self._accumulation)
+        noises_d, noises_g = noises[0].chunk(self._accumulation), noises[-1].chunk(self._accumulation)
+        told: list[Tensor] = []
+        fakes: GeneratorOutput | None = None
+
+        # Update D on real, wrong and fake pairs.
+        self._stage.discriminator.requires_grad_(True)
+        self._optimizers["D"].zero_grad(set_to_none=True)
+        for part, part_noise in zip(parts, noises_d, strict=True):
+            fakes, logits, d_loss = self.discriminator_phase(part, part_noise)
+            (d_loss / self._accumulation).backward()
+            probabilities = [each.detach().float().sigmoid().mean() for each in logits[:3]]
+            told.append(torch.stack([d_loss.detach(), *probabilities]))
+        self._update("D")
+
+        # Update G through the updated D.
+        self._stage.discriminator.requires_grad_("frozen_discriminator" not in self._speedups)
+        self._optimizers["G"].zero_grad(set_to_none=True)
+        for index, (part, part_noise) in enumerate(zip(parts, noises_g, strict=True)):
+            g_loss, kl = self.generator_phase(part, part_noise, None if self._repaints else fakes)
+            ((g_loss + self._gan.kl_weight * kl) / self._accumulation).backward()
+            told[index] = torch.cat([told[index][:1], torch.stack([g_loss, kl]).detach(), told[index][1:]])
+        self._update("G")
+        self._update_average()
+        return torch.stack(told).mean(dim=0)
+
+    def discriminator_phase(self, part: Batch, noise: Tensor) -> tuple[GeneratorOutput, Logits, Tensor]:
+        """Paint fakes, and return them with what D says of all pairs and its loss."""
+        with self._casting(), torch.set_grad_enabled(not self._repaints):
+            fakes = self._stage.generate(part.text_embedding, noise)
+        with self._casting():
+            logits = self._judge(part, fakes.images.detach())
+            d_loss = discriminator_loss(logits, self._gan.adversarial_loss)
+        return fakes, logits, self._penalised(d_loss, part)
+
+    def generator_phase(self, part: Batch, noise: Tensor, fakes: GeneratorOutput | None) -> tuple[Tensor, Tensor]:
+        """Return what D says of the fakes as a loss, and the KL divergence; without `fakes`, they are painted anew."""
+        with self._casting():
+            if fakes is None:
+                fakes = self._stage.generate(part.text_embedding, noise)
+            return self._generator_losses(part, fakes)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(next(self._stage.generator.parameters()).device.type, self._autocast)
+
+    def _judge(self, part: Batch, fakes: Tensor) -> Logits:
+        """Let D judge real, wrong and fake pairs."""
         discriminator = self._stage.discriminator
-        with torch.autocast(noise.device.type, self._autocast, enabled=self._autocast is not None):
-            # Paint.
-            fakes = self._stage.generate(batch.text_embedding, noise)
+        text = self._stage.text_for_discriminator(part.text_embedding)
+        real_features = discriminator.image_features(self._seen(part.real, part, 0))
+        if part.wrong is not None:
+            wrong_features, wrong_text = discriminator.image_features(self._seen(part.wrong, part, 2)), text
+        else:
+            wrong_text = self._stage.text_for_discriminator(part.wrong_text_embedding)
+            wrong_features = real_features
+            if "shared_features" not in self._speedups:
+                wrong_features = discriminator.image_features(self._seen(part.real, part, 0))
+        fake_features = discriminator.image_features(self._seen(fakes, part, 1))
+        return Logits(
+            real=discriminator.logits(real_features, text),
+            wrong=discriminator.logits(wrong_features, wrong_text),
+            fake=discriminator.logits(fake_features, text),
+            real_alone=discriminator.logits_alone(real_features),
+            fake_alone=discriminator.logits_alone(fake_features),
+        )
 
-            # Update D on real, wrong and fake pairs.
-            discriminator.requires_grad_(True)
-            real_features = discriminator.image_features(self._seen_by_d(batch.real, batch.augmentation_draws[0]))
-            real_logits = discriminator.logits(real_features, batch.text_embedding)
-            wrong_logits = discriminator.logits(real_features, batch.wrong_text_embedding)
-            seen_fakes = self._seen_by_d(fakes.images, batch.augmentation_draws[1])
-            fake_logits = discriminator(seen_fakes.detach(), batch.text_embedding)
-            d_loss = discriminator_loss(real_logits, wrong_logits, fake_logits)
-        self._update("D", d_loss)
+    def _penalised(self, d_loss: Tensor, part: Batch) -> Tensor:
+        """Add the gradient penalty, which is computed in float32."""
+        if self._gan.gradient_penalty == "none":
+            return d_loss
+        text = self._stage.text_for_discriminator(part.text_embedding)
+        images = self._seen(part.real, part, 0)
+        penalty = gradient_penalty(self._stage.discriminator, images, text, self._gan.gradient_penalty)
+        return d_loss + self._gan.gradient_penalty_weight * penalty
 
-        with torch.autocast(noise.device.type, self._autocast, enabled=self._autocast is not None):
-            # Update G through the updated D, whose own gradients are not needed.
-            discriminator.requires_grad_(False)
-            g_loss = generator_loss(discriminator(seen_fakes, batch.text_embedding))
-            kl = torch.zeros((), device=noise.device)
-            if fakes.logvar is not None:
-                kl = kl_divergence(fakes.mu, fakes.logvar)
-        self._update("G", g_loss + self._kl_weight * kl)
+    def _generator_losses(self, part: Batch, fakes: GeneratorOutput) -> tuple[Tensor, Tensor]:
+        """Return what D says of the fakes as a loss, and the KL divergence."""
+        discriminator = self._stage.discriminator
+        features = discriminator.image_features(self._seen(fakes.images, part, 1))
+        text = self._stage.text_for_discriminator(part.text_embedding)
+        alone = discriminator.logits_alone(features)
+        loss = generator_loss(discriminator.logits(features, text), alone, self._gan.adversarial_loss)
+        if fakes.mu is None or fakes.logvar is None:
+            return loss, torch.zeros_like(loss)
+        return loss, kl_divergence(fakes.mu, fakes.logvar, self._gan.kl_form)
 
-        probabilities = [logits.float().sigmoid().mean() for logits in (real_logits, wrong_logits, fake_logits)]
-        return torch.stack([d_loss, g_loss, kl, *probabilities]).detach()
+    def _seen(self, images: Tensor, part: Batch, which: int) -> Tensor:
+        """Return pictures as D sees them; `which`: the draws of real (0), fake (1) or wrong (2) ones."""
+        return shifted_and_cut(images, part.augmentation_draws[which]) if self._augment else images
 
-    def _seen_by_d(self, images: Tensor, draws: Tensor) -> Tensor:
-        return shifted_and_cut(images, draws) if self._augment else images
-
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimizer = self._optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _update(self, name: str) -> None:
         average_gradients(self._networks[name].parameters())
-        optimizer.step()
+        self._optimizers[name].step()
+
+    def _update_average(self) -> None:
+        """Move the generator's average, its BatchNorm statistics included, towards the generator."""
+        if self._stage.average is None:
+            return
+        averages, values = self._stage.average.state_dict(), self._stage.generator.state_dict()
+        names = [name for name, value in values.items() if value.is_floating_point()]
+        with torch.no_grad():
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                [averages[name] for name in names], [values[name] for name in names], 1 - self._gan.ema_decay
+            )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all state by name: weights, buffers and Adam's moments."""
+        """Return all state by name: weights, buffers, the moving average and Adam's moments."""
         tensors: dict[str, Tensor] = {}
-        for name, network in self._networks.items():
+        for name, network in self._stateful().items():
             tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-            for index, moments in self._optimizers[name].state_dict()["state"].items():
+        for name, optimizer in self._optimizers.items():
+            for index, moments in optimizer.state_dict()["state"].items():
                 tensors |= {f"adam_{name}.{index}.{key}": value for key, value in moments.items()}
         return tensors
 
+    def _stateful(self) -> dict[str, nn.Module]:
+        """Name every network that changes. The frozen Stage-I does so only where it follows its batches' statistics."""
+        stage1 = self._stage.stage1_generator if self._gan.stage1_batch_statistics else None
+        others = {"average": self._stage.average, "stage1": stage1}
+        return self._networks | {name: network for name, network in others.items() if network is not None}
+
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the state that `tensors` returned."""
-        for name, network in self._networks.items():
+        for name, network in self._stateful().items():
             network.load_state_dict(_below(f"{name}.", tensors))
-            parameters = list(network.parameters())
+        for name, optimizer in self._optimizers.items():
+            parameters = list(self._networks[name].parameters())
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in _below(f"adam_{name}.", tensors).items():
                 index, _, moment = key.partition(".")
@@ -111,7 +233,6 @@ class Trainer:
                     # Fused Adam walks a weight and its moments side by side in memory: their layouts must be the same.
                     value = torch.empty_like(parameters[int(index)]).copy_(value)
                 state.setdefault(int(index), {})[moment] = value
-            optimizer = self._optimizers[name]
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -6,54 +6,32 @@ and order, noise and augmentation are functions of (seed, step): a training that
 
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pipeline.data.batches import BatchSource, load_training_set
-from pipeline.data.files import write_json
-from pipeline.data.tables import read_embedding_dim, read_embeddings, read_encoder
 from pipeline.data.transforms import PictureTransform
-from pipeline.gan.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from pipeline.gan.sampling import captioned_grid, paint
-from pipeline.gan.stages import NetworkDims, Stage, new_stage
+from pipeline.gan.allocation import keep_freed_memory
+from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, checkpoint_dirs, latest_checkpoint
+from pipeline.gan.guards import all_finite, require_finite, warnings_of
+from pipeline.gan.job import (
+    TrainingJob,
+    binding_params,
+    new_stage_for,
+    new_trainer,
+    require_memory,
+    require_possible,
+)
+from pipeline.gan.progress import EpochClock, Progress, paint_grid
 from pipeline.gan.trainer import LOSSES, Trainer, autocast_dtype
 from pipeline.gan.workers import averaged, num_workers, rank, values_of_all
-from pipeline.params import GanParams, HardwareParams, TrainParams
 
 logger = logging.getLogger(__name__)
 
-GRID_CAPTIONS = 6
-GRID_NOISES = 4
-
-
-class Progress(Protocol):
-    """Where a training tells how it goes (see pipeline.tracking)."""
-
-    def log_history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Take the whole history so far; rows already known are not logged again."""
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a file that a person opens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingJob:
-    """One training: what it reads, its numbers, and where its checkpoints are."""
-
-    stage_number: Literal[1, 2]
-    crops_dir: Path
-    embeddings_dir: Path
-    stage1_dir: Path | None  # Stage-II: the snapshots of the frozen Stage-I
-    storage_dir: Path
-    gan: GanParams
-    train: TrainParams
-    hardware: HardwareParams
+NUM_CHECKPOINTS_KEPT = 2
+STEPS_WITHOUT_WARNINGS = 200  # at first D tells nothing apart, and pictures are grey whatever the noise
 
 
 def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
@@ -64,19 +42,28 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
         progress_for: called with this worker's rank.
 
     Raises:
-        ValueError: inputs or numbers do not fit together.
-        FloatingPointError: a loss is no longer finite.
+        ValueError: inputs or numbers do not fit together, or to this machine.
+        OSError: the last checkpoint could not be written.
+        FloatingPointError: a loss or weight is no longer finite.
     """
+    if job.has_nothing_to_train:
+        return
+    require_possible(job)
     device = torch.device("cuda", torch.cuda.current_device()) if job.hardware.use_gpu else torch.device("cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     progress = progress_for(rank())
 
     # Set up data, networks and optimisers.
+    autocast = autocast_dtype(job.hardware.precision, device)
+    require_memory(job, device, autocast)
     stage = new_stage_for(job)
     source = BatchSource(
-        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", stage.load_size),
+        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", stage.image_size),
         image_size=stage.image_size,
         batch_size=job.train.batch_size,
         captions_averaged=job.gan.captions_averaged,
+        wrong_pairs=job.gan.wrong_pairs,
         seed=job.train.seed,
         rank=rank(),
         num_workers=num_workers(),
@@ -85,112 +72,74 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
         transform=PictureTransform(job.train.transform) if job.train.transform else None,
     )
     for module in stage.modules():
-        module.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - untyped overload
-    trainer = new_trainer(job, stage, autocast_dtype(job.hardware.precision, device))
+        module.to(device)
+    trainer = new_trainer(job, stage, autocast)
 
     # Go on from the newest whole checkpoint, the same in every worker.
-    step, history = _resume(trainer, job.storage_dir)
+    step, history = _resume(trainer, job)
     num_steps = job.train.num_epochs * source.steps_per_epoch
     progress.log_history(history)
     if rank() == 0:
         logger.info(
-            "stage%d: %d epochs of %d steps, batch %d on %d workers (%s), %s",
+            "stage%d: %d epochs of %d steps, batch %d on %d workers (%s, %s), %s",
             job.stage_number, job.train.num_epochs, source.steps_per_epoch, job.train.batch_size, num_workers(),
-            device.type, f"continuing after step {step}" if step else "from the start",
+            device.type, "float32" if autocast is None else "bfloat16",
+            f"continuing after step {step}" if step else "from the start",
         )  # fmt: skip
 
-    while step < num_steps:
-        # Train one epoch.
-        epoch = step // source.steps_per_epoch
-        trainer.set_learning_rate(job.train.learning_rate * 0.5 ** (epoch // job.train.lr_halving_epochs))
-        started, sums = time.perf_counter(), torch.zeros(len(LOSSES), device=device)
-        while step < (epoch + 1) * source.steps_per_epoch:
-            sums += trainer.step(source.batch(step), source.noise(step, stage.noise_dim))
-            step += 1
+    with CheckpointWriter(job.storage_dir, params=binding_params(job), num_kept=NUM_CHECKPOINTS_KEPT) as writer:
+        while step < num_steps:
+            # Train one epoch.
+            epoch = step // source.steps_per_epoch
+            trainer.set_learning_rate(job.train.learning_rate * 0.5 ** (epoch // job.train.lr_halving_epochs))
+            clock = EpochClock(job, epoch + 1, source.steps_per_epoch)
+            sums, images_seen = torch.zeros(len(LOSSES), device=device), 0
+            while step < (epoch + 1) * source.steps_per_epoch:
+                batch = source.batch(step)
+                images_seen += len(batch.real)
+                sums += trainer.step(batch, source.noise(step, trainer.noise_dim))
+                step += 1
+                if rank() == 0:
+                    clock.tick(step - epoch * source.steps_per_epoch)
+            assert images_seen * num_workers() == source.steps_per_epoch * job.train.batch_size
 
-        # Note how it went; the one moment of an epoch that waits for the device.
-        row = _epoch_row(step, epoch + 1, sums / source.steps_per_epoch, trainer.learning_rate)
-        images_per_sec = source.steps_per_epoch * job.train.batch_size / (time.perf_counter() - started)
-        history.append({**row, "images_per_sec": round(images_per_sec, 2)})
-        _require_finite(row, job.storage_dir)
-        is_last = step == num_steps
-        if rank() != 0:
-            continue
+            # Note how it went; the one moment of an epoch that waits for the device.
+            row = _epoch_row(step, epoch + 1, sums / source.steps_per_epoch, trainer.learning_rate)
+            last_good = next(iter(checkpoint_dirs(job.storage_dir)), None)
+            require_finite(row, last_good)
+            if not all_finite(trainer.tensors().values()):  # the update that follows a finite loss can still be none
+                require_finite({"epoch": epoch + 1, "a weight": math.nan}, last_good)
+            row["images_per_sec"] = clock.images_per_sec()
+            is_last = step == num_steps
+            if rank() == 0 and (is_last or (epoch + 1) % job.train.sample_every_epochs == 0):
+                grid_path, row["sample_distance"] = paint_grid(job, stage, epoch + 1)
+                progress.log_artifact(grid_path, "grids")
+            history.append(row)
+            if rank() != 0:
+                continue
 
-        # Keep what a crash must not lose, then tell about it.
-        if is_last or (epoch + 1) % job.train.checkpoint_every_epochs == 0:
-            checkpoint = Checkpoint(step=step, tensors=trainer.tensors(), history=history)
-            save_checkpoint(job.storage_dir, checkpoint, _notes(job))
-            progress.log_history(history)
-        if is_last or (epoch + 1) % job.train.sample_every_epochs == 0:
-            progress.log_artifact(_write_grid(job, stage, epoch + 1), "grids")
-        _say(job, history[-1], started)
-
-
-def export(job: TrainingJob, models_dir: Path, report_path: Path, history_path: Path) -> None:
-    """Write the snapshots, the report and the curves of a finished training out of its last checkpoint."""
-    stage = new_stage_for(job)
-    trainer = new_trainer(job, stage, None)
-    checkpoint = latest_checkpoint(job.storage_dir)
-    if checkpoint is None:
-        raise ValueError(f"{job.storage_dir} holds no whole checkpoint; rerun the training")
-    trainer.load_tensors(checkpoint.tensors)
-    stage.save(models_dir)
-    columns = ["step", "epoch", *LOSSES, "learning_rate"]
-    lines = [",".join(columns), *(",".join(f"{row[name]:.6g}" for name in columns) for row in checkpoint.history)]
-    history_path.parent.mkdir(parents=True, exist_ok=True)
-    history_path.write_text("\n".join(lines) + "\n")
-    report = {
-        "stage": job.stage_number,
-        "num_steps": checkpoint.step,
-        "images_seen": checkpoint.step * job.train.batch_size,
-        "num_parameters": {
-            "generator": sum(parameter.numel() for parameter in stage.generator.parameters()),
-            "discriminator": sum(parameter.numel() for parameter in stage.discriminator.parameters()),
-        },
-        "last_epoch": {name: round(checkpoint.history[-1][name], 6) for name in LOSSES},
-    }
-    write_json(report_path, report)
+            # Keep what a crash must not lose, then tell about it.
+            if is_last or (epoch + 1) % job.train.checkpoint_every_epochs == 0:
+                writer.save(Checkpoint(step=step, tensors=trainer.tensors(), history=history), _notes(job))
+                progress.log_history(history)
+            clock.end(row)
+            for warning in warnings_of(row):
+                if step > STEPS_WITHOUT_WARNINGS:
+                    logger.warning("stage%d epoch %d: %s", job.stage_number, epoch + 1, warning)
 
 
-def new_trainer(job: TrainingJob, stage: Stage, autocast: torch.dtype | None) -> Trainer:
-    """Set up a job's optimisers around its networks."""
-    return Trainer(stage, kl_weight=job.gan.kl_weight, augment=job.train.differentiable_augmentation, autocast=autocast)
-
-
-def new_stage_for(job: TrainingJob) -> Stage:
-    """Make the networks of a job; the embeddings' metadata says how long an embedding is, and what made it."""
-    embeddings_path = job.embeddings_dir / "train.parquet"
-    dims = NetworkDims(
-        embedding_dim=read_embedding_dim(embeddings_path),
-        condition_dim=job.gan.condition_dim,
-        z_dim=job.gan.z_dim,
-        gf_dim=job.gan.generator_dim,
-        df_dim=job.gan.discriminator_dim,
-        num_residual_blocks=job.gan.num_residual_blocks,
-        conditioning_augmentation=job.gan.conditioning_augmentation,
-    )
-    return new_stage(
-        job.stage_number,
-        dims,
-        seed=job.train.seed,
-        stage1_dir=job.stage1_dir,
-        encoder=read_encoder(embeddings_path),
-    )
-
-
-def _resume(trainer: Trainer, storage_dir: Path) -> tuple[int, list[dict[str, float]]]:
+def _resume(trainer: Trainer, job: TrainingJob) -> tuple[int, list[dict[str, float]]]:
     """Load the newest whole checkpoint into every worker; return its step and history, or 0 and none."""
-    checkpoint = latest_checkpoint(storage_dir)
+    checkpoint = latest_checkpoint(job.storage_dir, binding_params(job))
     step = checkpoint.step if checkpoint else 0
     steps = values_of_all(step)
     if len(steps) > 1:
-        raise ValueError(f"{storage_dir}: the workers see checkpoints of steps {sorted(steps)}; is it a shared folder?")
+        raise ValueError(
+            f"{job.storage_dir}: the workers see checkpoints of steps {sorted(steps)}; is it a shared folder?"
+        )
     if checkpoint is None:
         return 0, []
     trainer.load_tensors(checkpoint.tensors)
-    if rank() == 0:
-        logger.info("continuing from the checkpoint of step %d in %s", step, storage_dir)
     return step, checkpoint.history
 
 
@@ -200,44 +149,5 @@ def _epoch_row(step: int, epoch: int, means: Tensor, learning_rate: float) -> di
     return {"step": step, "epoch": epoch, **values, "learning_rate": learning_rate}
 
 
-def _require_finite(row: Mapping[str, float], storage_dir: Path) -> None:
-    for key, value in row.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"{key} is {value} in epoch {row['epoch']:.0f}; the checkpoints before it are in {storage_dir}. "
-                "Lower the learning rate, or set hardware.precision to float32"
-            )
-
-
 def _notes(job: TrainingJob) -> dict[str, object]:
-    return {
-        "gan": asdict(job.gan),
-        "train": asdict(job.train),
-        "num_workers": num_workers(),
-        "torch": torch.__version__,
-    }
-
-
-def _write_grid(job: TrainingJob, stage: Stage, epoch: int) -> Path:
-    """Paint the first captions of test pictures spread over the split, several noises each, the same in every grid."""
-    embeddings = read_embeddings(job.embeddings_dir / "test.parquet")
-    num_images = len(embeddings.image_ids)
-    num_captions = min(GRID_CAPTIONS, num_images)
-    chosen = [index * num_images // num_captions for index in range(num_captions)]
-    captions = [embeddings.captions[index][0] for index in chosen]
-    texts = torch.tensor(embeddings.vectors[chosen, 0]).repeat_interleave(GRID_NOISES, dim=0)
-    images = paint(stage, texts, seeds=[noise for _ in chosen for noise in range(GRID_NOISES)])
-    path = job.storage_dir / "grids" / f"epoch_{epoch:05d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    captioned_grid(images.reshape(num_captions, GRID_NOISES, *images.shape[1:]), captions).save(path)
-    return path
-
-
-def _say(job: TrainingJob, row: Mapping[str, float], started: float) -> None:
-    """Print one line of progress."""
-    left = (job.train.num_epochs - row["epoch"]) * (time.perf_counter() - started)
-    logger.info(
-        "stage%d epoch %d/%d  d_loss %.3f  g_loss %.3f  kl %.3f  %.1f images/s  %d:%02d left",
-        job.stage_number, row["epoch"], job.train.num_epochs, row["d_loss"], row["g_loss"], row["kl"],
-        row["images_per_sec"], left // 60, left % 60,
-    )  # fmt: skip
+    return {**job.provenance, "num_workers": num_workers(), "torch": torch.__version__}

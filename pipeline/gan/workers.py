@@ -1,6 +1,7 @@
 """What the workers of a training tell each other; torch.distributed, only here. Alone, a process is worker 0 of 1."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,21 @@ def averaged(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= num_workers()
     return values
+
+
+class _DifferentiableMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return averaged(values.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return differentiable_mean(gradients[0])  # itself differentiable: a gradient penalty asks for that
+
+
+def differentiable_mean(values: Tensor) -> Tensor:
+    """Return the mean of `values` over the workers; gradients of every worker's loss flow back to every worker."""
+    return _DifferentiableMean.apply(values)  # pyright: ignore[reportReturnType] - untyped
 
 
 def values_of_all(value: int) -> set[int]:

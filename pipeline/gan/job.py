@@ -1,0 +1,156 @@
+"""One training as a job: what it reads, its numbers, its networks, and whether it is possible at all."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Literal
+
+import torch
+
+from pipeline.data.batches import Batch
+from pipeline.data.tables import read_embedding_dim, read_encoder
+from pipeline.gan.architecture import architecture_of
+from pipeline.gan.memory import free_bytes, require_fitting, step_memory
+from pipeline.gan.stages import Stage, new_stage
+from pipeline.gan.synchronised_norm import synchronise
+from pipeline.gan.trainer import Trainer
+from pipeline.gan.workers import num_workers
+from pipeline.params import GanParams, HardwareParams, TrainParams
+
+# What may differ between a checkpoint and the training that goes on from it: how long, and what is kept on the way.
+FREE_PARAMS = ("num_epochs", "checkpoint_every_epochs", "sample_every_epochs")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingJob:
+    """One training: what it reads, its numbers, and where its checkpoints are."""
+
+    stage_number: Literal[1, 2]
+    crops_dir: Path
+    embeddings_dir: Path
+    stage1_dir: Path | None  # Stage-II: the snapshots of the frozen Stage-I
+    storage_dir: Path
+    gan: GanParams
+    train: TrainParams
+    hardware: HardwareParams
+    provenance: Mapping[str, object]  # code version and hashes of what it reads, for the checkpoints' manifests
+
+    @property
+    def section(self) -> str:
+        """Return its section of params.yaml."""
+        return f"train_stage{self.stage_number}"
+
+    @property
+    def has_nothing_to_train(self) -> bool:
+        """Return whether this is the Stage-II of a GAN of one stage."""
+        return self.stage_number == 2 and self.gan.stage2_size == "none"
+
+
+def require_possible(job: TrainingJob) -> None:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        ValueError: the batch cannot be shared out, or the storage folder cannot be written.
+    """
+    batch_size, accumulation = job.train.batch_size, job.train.accumulation
+    # A training that may go on with fewer workers must be able to with each number of them, not only today's.
+    for workers in {num_workers(), *range(job.hardware.min_workers, job.hardware.num_workers + 1)}:
+        if batch_size % (workers * accumulation):
+            parts = f" x {accumulation} parts ({job.section}.accumulation)" if accumulation > 1 else ""
+            raise ValueError(
+                f"{job.section}.batch_size {batch_size} cannot be shared equally among {workers} workers{parts}; take "
+                "a multiple, or set hardware.num_workers and min_workers to numbers that divide it"
+            )
+    try:
+        job.storage_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=job.storage_dir):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{job.storage_dir} cannot be written ({error.strerror}); set RUN_STORAGE to a folder that can"
+        ) from None
+
+
+def new_stage_for(job: TrainingJob) -> Stage:
+    """Make the networks of a job; the embeddings' metadata says how long an embedding is, and what made it."""
+    embeddings_path = job.embeddings_dir / "train.parquet"
+    stage = new_stage(
+        job.stage_number,
+        architecture_of(job.gan, read_embedding_dim(embeddings_path)),
+        seed=job.train.seed,
+        stage1_dir=job.stage1_dir,
+        averaged=job.gan.ema_decay > 0,
+        encoder=read_encoder(embeddings_path),
+    )
+    if job.train.synchronised_batchnorm and num_workers() > 1:
+        for network in (stage.generator, stage.discriminator):
+            synchronise(network)
+    return stage
+
+
+def new_trainer(job: TrainingJob, stage: Stage, autocast: torch.dtype | None) -> Trainer:
+    """Set up a job's optimisers around its networks."""
+    return Trainer(
+        stage,
+        job.gan,
+        augment=job.train.differentiable_augmentation,
+        accumulation=job.train.accumulation,
+        autocast=autocast,
+        speedups=job.hardware.speedups,
+    )
+
+
+def require_memory(job: TrainingJob, device: torch.device, autocast: torch.dtype | None) -> None:
+    """Check that a step fits into what is free, before the networks are made.
+
+    Raises:
+        ValueError: it does not; the message says how many pictures would.
+    """
+    with torch.device("meta"):
+        bare = replace(job, stage1_dir=None, hardware=replace(job.hardware, speedups=()))  # no weights, no fused Adam
+        stage = new_stage_for(bare)
+        trainer = new_trainer(bare, stage, None)
+        frozen = [network for network in (stage.stage1_generator, stage.average) if network is not None]
+        need = step_memory(
+            (stage.generator, stage.discriminator),
+            frozen,
+            (partial(_discriminator_phase, stage, trainer), partial(_generator_phase, stage, trainer)),
+            batch_bytes_per_image=4 * (3 * stage.image_size**2 + 2 * stage.architecture.embedding_dim),
+            bfloat16=autocast is not None,
+        )
+    free = free_bytes(device)
+    if free is not None and device.type == "cpu":
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", num_workers()))  # Ray Train's: workers on this machine
+    num_at_once = job.train.batch_size // (num_workers() * job.train.accumulation)
+    require_fitting(need, num_at_once, free, f"{job.section}.batch_size")
+
+
+def _empty_batch(stage: Stage, num_images: int) -> tuple[Batch, torch.Tensor]:
+    texts = torch.empty(num_images, stage.architecture.embedding_dim)
+    batch = Batch(
+        real=torch.empty(num_images, 3, stage.image_size, stage.image_size),
+        text_embedding=texts,
+        wrong=None,
+        wrong_text_embedding=texts,
+        augmentation_draws=torch.zeros(3, num_images, 4, device="cpu"),
+    )
+    return batch, torch.empty(num_images, stage.noise_dim)
+
+
+def _discriminator_phase(stage: Stage, trainer: Trainer, num_images: int) -> torch.Tensor:
+    fakes, _, loss = trainer.discriminator_phase(*_empty_batch(stage, num_images))
+    return loss + fakes.images.sum()  # whose graph is held for G's update
+
+
+def _generator_phase(stage: Stage, trainer: Trainer, num_images: int) -> torch.Tensor:
+    loss, kl = trainer.generator_phase(*_empty_batch(stage, num_images), None)
+    return loss + kl
+
+
+def binding_params(job: TrainingJob) -> dict[str, object]:
+    """Return the params that a checkpoint stands for: another value is another training."""
+    train = {key: value for key, value in asdict(job.train).items() if key not in FREE_PARAMS}
+    return {"gan": asdict(job.gan), job.section: train}
