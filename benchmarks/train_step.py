@@ -1,24 +1,25 @@
-"""Training steps of both stages at the paper's widths: ours against the published PyTorch step, same layers and batch.
+"""Steps of both stages at the paper's widths: ours against the published PyTorch step, same layers and batch.
 
-`published`  the PyTorch release's step as it is written, on our `paper` networks: nearest-neighbour up-sampling and then
-             a 3x3 convolution, float32, NCHW in memory, sigmoid and BCELoss, real and fake pictures through D one after
+`published`  the PyTorch release's step as it is written, on our `paper` networks: nearest-neighbour up-sampling, then a
+             3x3 convolution, float32, NCHW in memory, sigmoid and BCELoss, real and fake pictures through D one after
              the other, D's weight gradients computed in G's update too, Adam weight by weight
 `float32`    our Trainer with every speed-up, in float32
 `native`     the same in the processor's own bfloat16, where it has that
 
 Every measurement runs in a process of its own, so that its peak memory is its own, and the three take turns. The share
 of the peak is what a step computes, counted by torch, against the rate of a large matrix product in that precision.
-`--batch-sizes 16 4` sets the pictures a step of Stage-I and Stage-II, `--repeats` the turns.
+`--batch-sizes 32 8` sets the pictures a step of Stage-I and Stage-II, `--repeats` the turns.
 """
 
 import argparse
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 import yaml
@@ -27,17 +28,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import best_rate, tell
 from pipeline.data.batches import Batch
+from pipeline.gan.allocation import keep_freed_memory
 from pipeline.gan.architecture import architecture_of
 from pipeline.gan.layers import UpsampleConv
 from pipeline.gan.losses import kl_divergence
-from pipeline.gan.allocation import keep_freed_memory
 from pipeline.gan.stages import Stage, new_stage
 from pipeline.gan.trainer import Trainer, autocast_dtype
 from pipeline.params import GanParams, Speedup
 
 EMBEDDING_DIM = 1024
-BATCH_SIZES = {"cpu": (16, 4), "cuda": (64, 64)}  # of Stage-I and Stage-II
+BATCH_SIZES = {"cpu": (32, 8), "cuda": (64, 64)}  # of Stage-I and Stage-II
 MIN_SEC = 4.0  # that a measurement lasts at least
+Result = TypeVar("Result")
 Who = Literal["published", "float32", "native"]
 
 
@@ -122,9 +124,7 @@ def measure(case: Case) -> Measured:
         keep_freed_memory()
         batch = replace(batch, real=batch.real.contiguous(memory_format=torch.channels_last))
         autocast = autocast_dtype("float32" if case.who == "float32" else "auto", device)
-        trainer = Trainer(
-            stage, gan, augment=False, accumulation=1, autocast=autocast, speedups=get_args(Speedup)
-        )
+        trainer = Trainer(stage, gan, augment=False, accumulation=1, autocast=autocast, speedups=get_args(Speedup))
         trainer.set_learning_rate(2e-4)
         step = trainer.step
 
@@ -161,7 +161,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return best_rate(run, 5)
 
 
-def apart(work, *arguments):  # noqa: ANN001, ANN002, ANN201 - any function of a module
+def apart(work: Callable[..., Result], *arguments: object) -> Result:
     """Run in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
@@ -189,7 +189,8 @@ def main() -> None:
         published = found["published"]
         for name, measured in found.items():
             ratio = measured.images_per_sec / published.images_per_sec
-            row = [f"Stage-{'I' * number}, {batch_size} a step", name, f"{measured.images_per_sec:.2f}", f"{ratio:.2f}x"]
+            title = f"Stage-{'I' * number}, {batch_size} a step"
+            row = [title, name, f"{measured.images_per_sec:.2f}", f"{ratio:.2f}x"]
             share = 0.0
             if name != "published":
                 share = measured.images_per_sec * measured.flops_per_image / apart(matmul_rate, device, dtypes[name])

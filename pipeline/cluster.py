@@ -109,7 +109,7 @@ class Hardware(Protocol):
         ...
 
     @property
-    def min_workers(self) -> int:
+    def fewest_workers(self) -> int:
         """With how few a training is content where Ray has no more; it grows when Ray does."""
         ...
 
@@ -178,10 +178,10 @@ def _check_gpus(hardware: Hardware) -> None:
     import ray
 
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if hardware.use_gpu and num_gpus < hardware.min_workers:
+    if hardware.use_gpu and num_gpus < hardware.fewest_workers:
         raise ValueError(
-            f"hardware.min_workers asks for {hardware.min_workers} GPUs and Ray sees {num_gpus}; "
-            "lower it, or use hardware=cpu"
+            f"hardware.num_workers and min_workers ask for {hardware.fewest_workers} GPUs and Ray sees {num_gpus}; "
+            "lower them, or use hardware=cpu"
         )
     if num_gpus and not hardware.use_gpu:
         logger.warning("GPUs that stay unused: %d; hardware=gpu trains on them", num_gpus)
@@ -193,10 +193,10 @@ def _say_if_too_few(hardware: Hardware) -> None:
 
     unit = "GPU" if hardware.use_gpu else "CPU"
     num_units = int(ray.cluster_resources().get(unit, 0))
-    if num_units < hardware.min_workers:
+    if num_units < hardware.fewest_workers:
         logger.warning(
-            "Ray has %d %ss; waiting until there are %d: add machines, or lower hardware.min_workers",
-            num_units, unit, hardware.min_workers,
+            "Ray has %d %ss; waiting until there are %d: add machines, or set hardware.min_workers lower",
+            num_units, unit, hardware.fewest_workers,
         )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) ->
                 return callbacks
             return [it for it in callbacks if type(it).__name__ != "PlacementGroupCleanerCallback"]
 
-    fewest, most = hardware.min_workers, hardware.num_workers
+    fewest, most = hardware.fewest_workers, hardware.num_workers
     return Trainer(
         partial(_work, loop, most),
         torch_config=TorchConfig(backend="nccl" if hardware.use_gpu else "gloo"),

@@ -98,7 +98,7 @@ class HardwareParams:
     """Section `hardware`: where the work runs. No DVC stage depends on it."""
 
     num_workers: int  # Ray workers of a training and of a map over shards
-    min_workers: int  # a training goes on with so many where there are no more
+    min_workers: int  # a training goes on with so few where there are no more; 0: it waits for num_workers
     use_gpu: bool  # one GPU a training worker
     precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the processor has it natively
     max_failures: int  # restarts of a training after a worker died
@@ -107,11 +107,16 @@ class HardwareParams:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_positive(self, "num_workers", "min_workers")
-        at_most = f"at most num_workers, {self.num_workers}"
-        _require(self.min_workers <= self.num_workers, "min_workers", self.min_workers, at_most)
+        _require_positive(self, "num_workers")
+        between = f"0 to num_workers, {self.num_workers}"
+        _require(0 <= self.min_workers <= self.num_workers, "min_workers", self.min_workers, between)
         for key in ("max_failures", "device_data_mb"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+
+    @property
+    def fewest_workers(self) -> int:
+        """Return the smallest number of workers that a training goes on with."""
+        return self.min_workers or self.num_workers
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -27,19 +27,21 @@ ROOT = Path(__file__).parent.parent
 @dataclass(frozen=True)
 class Group:
     num_workers: int = 2
-    min_workers: int = 2
+    fewest_workers: int = 2
     use_gpu: bool = False
     max_failures: int = 1
 
 
 PAIR = Group()
-ALONE = Group(num_workers=1, min_workers=1)
+ALONE = Group(num_workers=1, fewest_workers=1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def ray_ends_with_these_tests() -> Iterator[None]:
-    """Stop Ray after the last test, so that its lines do not trail behind the summary."""
-    yield
+def a_quick_ray_that_ends_with_these_tests() -> Iterator[None]:
+    """Let Ray Train look after its workers often, and stop Ray, so that its lines do not trail behind the summary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        yield
     ray.shutdown()
 
 
@@ -98,8 +100,8 @@ def test_when_a_mistake_is_told_no_task_is_writing_any_more(tmp_path: Path) -> N
 
 
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    gpus = Group(num_workers=65, min_workers=64, use_gpu=True)
-    with pytest.raises(ValueError, match=r"hardware\.min_workers asks for 64 GPUs and Ray sees \d+; lower it, or use"):
+    gpus = Group(num_workers=65, fewest_workers=64, use_gpu=True)
+    with pytest.raises(ValueError, match=r"min_workers ask for 64 GPUs and Ray sees \d+; lower them, or use"):
         fit(lambda: None, storage_dir=tmp_path, hardware=gpus)
 
 
@@ -139,10 +141,10 @@ def test_a_worker_killed_while_its_group_starts_is_started_again(
     assert "try 1 of 2 of training failed: a starting worker died" in caplog.text
 
 
-def test_a_killed_training_worker_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_training_worker_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def loop() -> None:
         count_run(tmp_path)
-        assert dist.get_world_size() == 2
+        dist.barrier()
         if dist.get_rank() == 1:
             die_once(tmp_path / "mark")
         (tmp_path / f"done_{dist.get_rank()}").write_text("done")
@@ -151,132 +153,123 @@ def test_a_killed_training_worker_is_started_again(tmp_path: Path) -> None:
     fit(loop, storage_dir=tmp_path / "training", hardware=PAIR)
     assert (tmp_path / "done_0").exists() and (tmp_path / "done_1").exists()
     assert num_runs(tmp_path, rank=1) == 2
-
-
-def test_a_worker_that_always_dies_is_told_after_the_last_try(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def loop() -> None:
-        count_run(tmp_path)
-        dist.barrier()
-        if dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        dist.barrier()
-
-    with pytest.raises(TrainingFailedError):
-        fit(loop, storage_dir=tmp_path / "training", hardware=PAIR)
-    assert num_runs(tmp_path, rank=1) == 2
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.cluster"]
     assert re.fullmatch(
         r"try 1 of 2 of training failed: (worker 1|a starting worker) died \(.*\); starting its workers again", warning
     )
 
 
-@pytest.mark.parametrize(
-    "error",
-    [ValueError("batch_size 7 is odd"), FloatingPointError("d_loss is nan"), OSError(28, "No space left on device")],
-    ids=repr,
-)
-def test_an_error_of_one_worker_is_told_at_once_in_its_own_words(error: Exception, tmp_path: Path) -> None:
+def test_a_worker_that_dies_in_the_last_try_is_told(tmp_path: Path) -> None:
+    def loop() -> None:
+        count_run(tmp_path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingFailedError):
+        fit(loop, storage_dir=tmp_path / "training", hardware=replace(ALONE, max_failures=0))
+    assert num_runs(tmp_path) == 1
+
+
+def test_a_mistake_of_one_worker_is_told_at_once_in_its_own_words(tmp_path: Path) -> None:
     def loop() -> None:
         count_run(tmp_path)
         if dist.get_rank() == 1:
-            raise error
+            raise ValueError("batch_size 7 is odd")
         dist.barrier()
 
-    with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+    with pytest.raises(ValueError, match=r"^batch_size 7 is odd$"):
         fit(loop, storage_dir=tmp_path / "training", hardware=PAIR)
     assert num_runs(tmp_path, rank=1) == 1
 
 
-def test_a_lost_connection_is_tried_again_and_told_in_its_own_words(tmp_path: Path) -> None:
-    def loop() -> None:
-        count_run(tmp_path)
-        raise ConnectionResetError("the store hung up")
-
-    with pytest.raises(ConnectionResetError, match=r"^the store hung up$"):
-        fit(loop, storage_dir=tmp_path / "training", hardware=ALONE)
-    assert num_runs(tmp_path) == 2
-
-
-def test_a_mistake_is_told_before_the_lost_connections_that_it_caused() -> None:
-    mistake = ValueError("batch_size 7 is odd")
-    assert _own_error(WorkerGroupError("", {0: ConnectionResetError(), 1: mistake, 2: TimeoutError()})) is mistake
-
-
-def test_the_next_training_of_a_name_runs_again_whether_the_last_one_failed_or_not(tmp_path: Path) -> None:
+def test_a_lost_connection_is_tried_again_a_full_disk_is_told_at_once_and_the_name_runs_again(tmp_path: Path) -> None:
     def loop() -> None:
         count_run(tmp_path)
         if num_runs(tmp_path) == 1:
-            raise ValueError("the first one fails")
+            raise ConnectionResetError("the store hung up")
+        if num_runs(tmp_path) == 2:
+            raise OSError(28, "No space left on device")
 
-    with pytest.raises(ValueError, match="the first one fails"):
-        fit(loop, storage_dir=tmp_path / "training", hardware=ALONE)
-    for num_earlier in (1, 2):
-        fit(loop, storage_dir=tmp_path / "training", hardware=ALONE)
-        assert num_runs(tmp_path) == num_earlier + 1
-
-
-@contextmanager
-def in_its_own_ray(function: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Call a function of this file in a new process, whose lines can be read; a test that fails leaves none behind."""
-    command = f"import sys; from pathlib import Path; from tests.test_cluster import *; {function}(Path(sys.argv[1]))"
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**environment, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    try:
-        yield process
-        process.wait()
-    finally:
-        process.kill()
-        process.communicate()
+    thrice = replace(ALONE, max_failures=2)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        fit(loop, storage_dir=tmp_path / "training", hardware=thrice)
+    assert num_runs(tmp_path) == 2
+    fit(loop, storage_dir=tmp_path / "training", hardware=thrice)
+    assert num_runs(tmp_path) == 3
 
 
-def train_where_there_is_one_cpu(folder: Path) -> None:
-    def loop() -> None:
-        (folder / "world_size").write_text(str(dist.get_world_size()))
-        (folder / "heard").read_text()  # a pipe: waits until the test writes to it
-
-    ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False)
-    fit(loop, storage_dir=folder / "training", hardware=replace(PAIR, min_workers=1))
+@pytest.mark.parametrize("mistake", [ValueError("odd"), FloatingPointError("d_loss is nan"), OSError("full")], ids=repr)
+def test_a_mistake_is_told_before_the_lost_connections_that_it_caused(mistake: Exception) -> None:
+    assert _own_error(WorkerGroupError("", {0: ConnectionResetError(), 1: mistake, 2: TimeoutError()})) is mistake
 
 
-@pytest.mark.timeout(150)
-def test_a_training_goes_on_with_fewer_workers_and_says_so(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "heard")
-    with in_its_own_ray("train_where_there_is_one_cpu", tmp_path) as process:
-        assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if "training on 1 of 2 workers asked for" in line:
-                (tmp_path / "heard").write_text("yes")
-    assert process.returncode == 0, lines
-    assert (tmp_path / "world_size").read_text() == "1"
-    assert "GPUs that stay unused: 1; hardware=gpu trains on them\n" in lines
-
-
-def train_on_a_cluster_that_grows(folder: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+def train_on_a_small_cluster(folder: Path) -> None:
+    """Train twice on one CPU: where one worker is enough, and where two are needed and a CPU is added in time."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "include_dashboard": False})
     os.environ |= {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1"}
 
     class Grow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "no room for training" in record.getMessage() and len(cluster.list_all_nodes()) == 1:
+            if "no room for patient" in record.getMessage() and len(cluster.list_all_nodes()) == 1:
                 cluster.add_node(num_cpus=1)
 
-    logging.getLogger("pipeline.cluster").addHandler(Grow())
+    def patient_loop() -> None:
+        (folder / f"patient_{dist.get_rank()}_of_{dist.get_world_size()}").touch(exist_ok=False)
+
+    def content_loop() -> None:
+        (folder / f"content_{dist.get_rank()}_of_{dist.get_world_size()}").touch(exist_ok=False)
+        (folder / "heard").read_text()  # a pipe: waits until what Ray brings from here has been read
+
     logging.basicConfig()
-    fit(lambda: count_run(folder), storage_dir=folder / "training", hardware=replace(PAIR, max_failures=0))
+    logging.getLogger("pipeline.cluster").addHandler(Grow())
+    for name, loop, fewest_workers in (("content", content_loop, 1), ("patient", patient_loop, 2)):
+        print(f"{name}:", flush=True)
+        fit(loop, storage_dir=folder / name, hardware=Group(fewest_workers=fewest_workers, max_failures=0))
     ray.shutdown()
     cluster.shutdown()
 
 
+class Told(NamedTuple):
+    content: str  # what was said of the training that is content with one worker
+    patient: str  # and of the one that waits for the second
+    names: set[str]  # of the files that the workers left, each its rank and how many they were
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """Run train_on_a_small_cluster in a process of its own and return what it said and did."""
+    folder = tmp_path_factory.mktemp("small")
+    os.mkfifo(folder / "heard")
+    command = "import sys; from pathlib import Path; from tests.test_cluster import train_on_a_small_cluster as train"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{command}; train(Path(sys.argv[1]))", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "training on 1 of 2" in line:
+                (folder / "heard").write_text("yes")
+        assert process.wait() == 0, "".join(lines)
+    finally:
+        process.kill()
+        process.communicate()
+    content, _, patient = "".join(lines).partition("patient:")
+    return Told(content, patient, {path.name for path in folder.iterdir() if "_of_" in path.name})
+
+
 @pytest.mark.timeout(150)
-def test_waiting_for_a_cluster_to_grow_is_said_and_is_no_failure(tmp_path: Path) -> None:
-    with in_its_own_ray("train_on_a_cluster_that_grows", tmp_path) as process:
-        assert process.stdout is not None
-        said = process.stdout.read()
-    assert process.returncode == 0, said
-    assert num_runs(tmp_path, rank=0) == num_runs(tmp_path, rank=1) == 1
-    assert "Ray has 1 CPUs; waiting until there are 2" in said and "Ray has no room for training yet" in said
+def test_a_training_goes_on_with_fewer_workers_and_says_so(told: Told) -> None:
+    assert "content_0_of_1" in told.names
+    assert "training on 1 of 2 workers asked for" in told.content
+
+
+def test_gpus_that_lie_idle_are_told_with_the_remedy(told: Told) -> None:
+    assert "GPUs that stay unused: 1; hardware=gpu trains on them" in told.content
+
+
+def test_waiting_for_a_cluster_to_grow_is_said_and_is_no_failure(told: Told) -> None:
+    assert {"patient_0_of_2", "patient_1_of_2"} < told.names
+    assert "Ray has 1 CPUs; waiting until there are 2" in told.patient
+    assert "Ray has no room for patient yet" in told.patient and "training on 1 of 2" not in told.patient

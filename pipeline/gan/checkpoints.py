@@ -234,9 +234,3 @@ def _by_dotted_key(params: Mapping[str, Any], prefix: str = "") -> dict[str, obj
     for key, value in params.items():
         values |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return values
-
-
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, notes: Mapping[str, object]) -> None:
-    """Write one checkpoint and wait for it."""
-    with CheckpointWriter(folder, params={}) as writer:
-        writer.save(checkpoint, notes)

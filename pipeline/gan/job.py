@@ -57,7 +57,7 @@ def require_possible(job: TrainingJob) -> None:
     """
     batch_size, accumulation = job.train.batch_size, job.train.accumulation
     # A training that may go on with fewer workers must be able to with each number of them, not only today's.
-    for workers in {num_workers(), *range(job.hardware.min_workers, job.hardware.num_workers + 1)}:
+    for workers in {num_workers(), *range(job.hardware.fewest_workers, job.hardware.num_workers + 1)}:
         if batch_size % (workers * accumulation):
             parts = f" x {accumulation} parts ({job.section}.accumulation)" if accumulation > 1 else ""
             raise ValueError(
@@ -141,8 +141,9 @@ def _empty_batch(stage: Stage, num_images: int) -> tuple[Batch, torch.Tensor]:
 
 
 def _discriminator_phase(stage: Stage, trainer: Trainer, num_images: int) -> torch.Tensor:
-    fakes, _, loss = trainer.discriminator_phase(*_empty_batch(stage, num_images))
-    return loss + fakes.images.sum()  # whose graph is held for G's update
+    batch, noise = _empty_batch(stage, num_images)
+    fakes, _, loss = trainer.discriminator_phase(batch, noise)
+    return trainer.penalised(loss, batch) + fakes.images.sum()  # whose graph is held for G's update
 
 
 def _generator_phase(stage: Stage, trainer: Trainer, num_images: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ class Trainer:
         self._optimizers["D"].zero_grad(set_to_none=True)
         for part, part_noise in zip(parts, noises_d, strict=True):
             fakes, logits, d_loss = self.discriminator_phase(part, part_noise)
-            (d_loss / self._accumulation).backward()
+            (self.penalised(d_loss, part) / self._accumulation).backward()
             probabilities = [each.detach().float().sigmoid().mean() for each in logits[:3]]
             told.append(torch.stack([d_loss.detach(), *probabilities]))
         self._update("D")
@@ -130,7 +130,7 @@ class Trainer:
         with self._casting():
             logits = self._judge(part, fakes.images.detach())
             d_loss = discriminator_loss(logits, self._gan.adversarial_loss)
-        return fakes, logits, self._penalised(d_loss, part)
+        return fakes, logits, d_loss
 
     def generator_phase(self, part: Batch, noise: Tensor, fakes: GeneratorOutput | None) -> tuple[Tensor, Tensor]:
         """Return what D says of the fakes as a loss, and the KL divergence; without `fakes`, they are painted anew."""
@@ -165,7 +165,7 @@ class Trainer:
             fake_alone=discriminator.logits_alone(fake_features),
         )
 
-    def _penalised(self, d_loss: Tensor, part: Batch) -> Tensor:
+    def penalised(self, d_loss: Tensor, part: Batch) -> Tensor:
         """Add the gradient penalty, which is computed in float32."""
         if self._gan.gradient_penalty == "none":
             return d_loss

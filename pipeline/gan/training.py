@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.transforms import PictureTransform
 from pipeline.gan.allocation import keep_freed_memory
-from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, checkpoint_dirs, latest_checkpoint
+from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, latest_checkpoint, newest_whole
 from pipeline.gan.guards import all_finite, require_finite, warnings_of
 from pipeline.gan.job import (
     TrainingJob,
@@ -105,10 +105,10 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
 
             # Note how it went; the one moment of an epoch that waits for the device.
             row = _epoch_row(step, epoch + 1, sums / source.steps_per_epoch, trainer.learning_rate)
-            last_good = next(iter(checkpoint_dirs(job.storage_dir)), None)
-            require_finite(row, last_good)
-            if not all_finite(trainer.tensors().values()):  # the update that follows a finite loss can still be none
-                require_finite({"epoch": epoch + 1, "a weight": math.nan}, last_good)
+            if not (all(map(math.isfinite, row.values())) and all_finite(trainer.tensors().values())):
+                writer.wait()
+                # Where the losses are numbers, the last update was none.
+                require_finite({**row, "a weight": math.nan}, newest_whole(job.storage_dir))
             row["images_per_sec"] = clock.images_per_sec()
             is_last = step == num_steps
             if rank() == 0 and (is_last or (epoch + 1) % job.train.sample_every_epochs == 0):
