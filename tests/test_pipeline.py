@@ -162,7 +162,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(repository: 
     workers = workers or [p for p in psutil.process_iter() if _is_worker_of(p, repository.folder)]
     workers[0].send_signal(signal.SIGKILL)
     assert process.wait(DEADLINE_SEC) == 0, log_path.read_text()[-4000:]
-    assert "continuing from the checkpoint of step" in log_path.read_text()
+    assert "continuing after step" in log_path.read_text()
     run = repository.runs("train_stage1")[0]
     assert run.info.status == "FINISHED" and len(repository.runs("train_stage1")) == 2
     assert repository.epochs_logged(run) == list(range(1, 41))
@@ -182,7 +182,7 @@ def test_a_killed_repro_goes_on_in_the_same_run(repository: Repository, tmp_path
 
     done = repository.run("dvc", "repro", "--single-item", "train_stage1")
     assert f"continuing the unfinished MLflow run {unfinished.info.run_id}" in done.stderr + done.stdout
-    assert "continuing from the checkpoint of step" in done.stderr + done.stdout
+    assert "continuing after step" in done.stderr + done.stdout
     run = repository.runs("train_stage1")[0]
     assert run.info.run_id == unfinished.info.run_id and run.info.status == "FINISHED"
     assert len(repository.runs("train_stage1")) == num_runs + 1
