@@ -185,35 +185,27 @@ def proc_dir(tmp_path: Path) -> Path:
     return tmp_path / "proc"
 
 
-def write_group(folder: Path, version: int, limit: str, use: int, cached: int = 0) -> None:
-    limit_name, use_name, cache_name = {
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        2: ("memory.max", "memory.current", "inactive_file"),
-    }[version]
-    write(folder / limit_name, f"{limit}\n")
-    write(folder / use_name, f"{use}\n")
-    write(folder / "memory.stat", f"anon 5\n{cache_name} {cached}\n")
+def write_group(folder: Path, limit: str, use: int, cached: int = 0) -> None:
+    write(folder / "memory.max", f"{limit}\n")
+    write(folder / "memory.current", f"{use}\n")
+    write(folder / "memory.stat", f"anon 5\ninactive_file {cached}\n")
 
 
 def test_without_limits_what_linux_has_available_is_free(proc_dir: Path, tmp_path: Path) -> None:
     assert free_memory(proc_dir, tmp_path / "cgroup") == 8000 * 1024
-    write_group(tmp_path / "cgroup/a/b", 2, "max", 10**6)
-    write_group(tmp_path / "cgroup/memory/a/b", 1, str(2**63 - 4096), 10**6)
+    write_group(tmp_path / "cgroup/a/b", "max", 10**6)
     assert free_memory(proc_dir, tmp_path / "cgroup") == 8000 * 1024
 
 
 @pytest.mark.parametrize("group", ["a/b", "a", "."])
-@pytest.mark.parametrize(("version", "mount"), [(2, "cgroup"), (1, "cgroup/memory")])
-def test_a_limit_of_any_group_around_the_process_counts(
-    proc_dir: Path, tmp_path: Path, version: int, mount: str, group: str
-) -> None:
-    write_group(tmp_path / mount / group, version, "3000000", 1_000_000, cached=200_000)
-    write_group(tmp_path / mount / "other", version, "10", 10)
+def test_a_limit_of_any_group_around_the_process_counts(proc_dir: Path, tmp_path: Path, group: str) -> None:
+    write_group(tmp_path / "cgroup" / group, "3000000", 1_000_000, cached=200_000)
+    write_group(tmp_path / "cgroup/other", "10", 10)
     assert free_memory(proc_dir, tmp_path / "cgroup") == 3_000_000 - 1_000_000 + 200_000
 
 
 def test_a_limit_that_is_used_up_leaves_nothing(proc_dir: Path, tmp_path: Path) -> None:
-    write_group(tmp_path / "cgroup", 2, "1000", 1200)
+    write_group(tmp_path / "cgroup", "1000", 1200)
     assert free_memory(proc_dir, tmp_path / "cgroup") == 0
 
 

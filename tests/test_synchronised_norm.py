@@ -186,31 +186,29 @@ def test_two_halves_are_normalised_as_the_whole_batch(
     torch.testing.assert_close(halves, told_by_one["output"], rtol=1e-9, atol=1e-10)
 
 
-def test_gradients_of_two_halves_are_those_of_the_whole_batch(
+def test_gradients_of_inputs_are_those_of_the_whole_batch(
     told_by_workers: list[dict[str, Tensor]], told_by_one: dict[str, Tensor]
 ) -> None:
     of_inputs = torch.cat([told["x_grad"] for told in told_by_workers]) / NUM_WORKERS  # a share's loss is a mean
     torch.testing.assert_close(of_inputs, told_by_one["x_grad"], rtol=1e-8, atol=1e-10)
-    for name in (name for name in told_by_one if name.startswith("grad.")):
-        for told in told_by_workers:
-            torch.testing.assert_close(told[name], told_by_one[name], rtol=1e-8, atol=1e-10)
 
 
-def test_gradients_of_a_gradient_penalty_are_those_of_the_whole_batch(
-    told_by_workers: list[dict[str, Tensor]], told_by_one: dict[str, Tensor]
+@pytest.mark.parametrize(
+    ("what", "rtol", "atol"),
+    [
+        ("grad.", 1e-8, 1e-10),
+        ("penalty_grad.", 1e-8, 1e-9),  # of a gradient penalty: the second derivative flows between workers too
+        ("buffer.", 1e-10, 1e-12),
+    ],
+)
+def test_gradients_and_running_statistics_of_two_halves_are_those_of_the_whole_batch(
+    what: str, rtol: float, atol: float, told_by_workers: list[dict[str, Tensor]], told_by_one: dict[str, Tensor]
 ) -> None:
-    """The second derivative flows from worker to worker too."""
-    for name in (name for name in told_by_one if name.startswith("penalty_grad.")):
+    names = [name for name in told_by_one if name.startswith(what)]
+    assert names
+    for name in names:
         for told in told_by_workers:
-            torch.testing.assert_close(told[name], told_by_one[name], rtol=1e-8, atol=1e-9)
-
-
-def test_running_statistics_of_two_halves_are_those_of_the_whole_batch(
-    told_by_workers: list[dict[str, Tensor]], told_by_one: dict[str, Tensor]
-) -> None:
-    for name in (name for name in told_by_one if name.startswith("buffer.")):
-        for told in told_by_workers:
-            torch.testing.assert_close(told[name], told_by_one[name], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(told[name], told_by_one[name], rtol=rtol, atol=atol)
 
 
 def test_shares_that_are_nearly_constant_have_the_variance_between_them(

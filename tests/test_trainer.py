@@ -72,7 +72,11 @@ def batch_of(stage: Stage, gan: GanParams, step: int = 0, dtype: torch.dtype = t
         real=pictures(),
         text_embedding=text,
         wrong=pictures() if gan.wrong_pairs == "other_image" else None,
-        wrong_text_embedding=text.roll(-1, dims=0) if gan.wrong_pairs == "next_text" else draw(EMBEDDING_DIM),
+        wrong_text_embedding={
+            "other_text": draw(EMBEDDING_DIM),
+            "other_image": text,
+            "next_text": text.roll(-1, dims=0),
+        }[gan.wrong_pairs],
         augmentation_draws=torch.rand(3, BATCH_SIZE, 4, generator=generator),
     )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.snapshots import load_snapshot
-from pipeline.gan import training
+from pipeline.gan import guards
 from pipeline.gan.checkpoints import CheckpointWriter, checkpoint_dirs, latest_checkpoint
 from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer
 from pipeline.gan.results import export
@@ -287,13 +287,14 @@ def losses_in_double(job: TrainingJob, num_workers: int) -> list[list[float]]:
     return json.loads(losses_path.read_text())
 
 
-@pytest.mark.parametrize("stage_number", [1, 2])
+@pytest.mark.parametrize(("stage_number", "stage1_follows"), [(1, False), (2, True)])
 def test_with_synchronised_batchnorm_two_workers_have_the_losses_of_one(
-    stage_number: int, data_dir: Path, stage1_dir: Path, tmp_path: Path
+    stage_number: int, stage1_follows: bool, data_dir: Path, stage1_dir: Path, tmp_path: Path
 ) -> None:
     """In float64: BatchNorm over a few nearly constant features blows float32's rounding up within a few steps."""
     params = replace(TRAIN, synchronised_batchnorm=True)
     job = training_job(data_dir, tmp_path, stage_number=stage_number, stage1_dir=stage1_dir, train=params)
+    job = replace(job, gan=replace(GAN, stage1_batch_statistics=stage1_follows))
     one, two = (losses_in_double(job, num_workers) for num_workers in (1, 2))
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
     apart = losses_in_double(replace(job, train=TRAIN, storage_dir=tmp_path / "apart"), 2)
@@ -430,7 +431,7 @@ def test_a_collapsed_generator_is_said_aloud_and_counted(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("WARNING")
-    monkeypatch.setattr(training, "STEPS_WITHOUT_WARNINGS", 0)
+    monkeypatch.setattr(guards, "STEPS_WITHOUT_WARNINGS", 0)
     job = training_job(data_dir, tmp_path)  # after three steps it paints the same grey whatever the noise
     train(job, lambda rank: NullRun())
     assert "mode collapse: samples of one caption are 0.0" in caplog.text

@@ -81,8 +81,8 @@ class Batch:
 
     real: Tensor  # (n, 3, S, S) float32 in [-1, 1], channels_last
     text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions
-    wrong: Tensor | None  # (n, 3, S, S): of wrong pairs, where these are another picture with the real one's text
-    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: of wrong pairs, where these are the real picture's
+    wrong: Tensor | None  # (n, 3, S, S): the wrong pairs' pictures; None where these are the real ones
+    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: the wrong pairs' texts
     augmentation_draws: Tensor  # (3, n, 4) in [0, 1), on the CPU: D's augmentation of real, fake and wrong pictures
 
     def parts(self, count: int) -> list["Batch"]:
@@ -173,21 +173,24 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """Return this worker's share of the batch of `step` (from 0)."""
         chosen = self._chosen(step)
-        others = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
-        exchanged = self._wrong_pairs == "other_image"
-        if self._wrong_pairs == "next_text":
-            wrong_text = self._texts(chosen, Purpose.CAPTIONS, step, moved_by=1)
-        else:
-            wrong_text = self._texts(others, Purpose.WRONG_CAPTIONS, step)
+        text = self._texts(chosen, Purpose.CAPTIONS, step)
+        wrong, wrong_text = self._wrong_pair(chosen, text, step)
         return Batch(
             real=self._cropped(self._pixels(chosen, step), Purpose.AUGMENTATION, step),
-            text_embedding=self._texts(chosen, Purpose.CAPTIONS, step),
-            wrong=self._cropped(self._wrong_pixels(others, step), Purpose.WRONG_AUGMENTATION, step)
-            if exchanged
-            else None,
+            text_embedding=text,
+            wrong=wrong,
             wrong_text_embedding=wrong_text,
             augmentation_draws=self._augmentation_draws(step),
         )
+
+    def _wrong_pair(self, chosen: Indices, text: Tensor, step: int) -> tuple[Tensor | None, Tensor]:
+        """Return the wrong pairs' pictures, None for the real ones, and their texts."""
+        if self._wrong_pairs == "next_text":
+            return None, self._texts(chosen, Purpose.CAPTIONS, step, moved_by=1)
+        others = self._classes.of_other_classes(chosen, generator_for(self._seed, Purpose.WRONG_PICTURE, step))
+        if self._wrong_pairs == "other_image":
+            return self._cropped(self._wrong_pixels(others, step), Purpose.WRONG_AUGMENTATION, step), text
+        return None, self._texts(others, Purpose.WRONG_CAPTIONS, step)
 
     def noise(self, step: int, dim: int) -> Tensor:
         """Return this worker's rows of the step's standard normal noise, (n, dim) float32."""
@@ -226,9 +229,8 @@ class BatchSource:
         """(n, L, L, 3) uint8 -> (n, 3, S, S) float32, each cut and mirrored at random."""
         draws = torch.from_numpy(generator_for(self._seed, purpose, step).random((self._batch_size, 3))[self._rows])
         crops = random_crops(pixels, draws.to(self._device), self._crop_size)
-        return (
-            crops if self._crop_size == self._image_size else F.avg_pool2d(crops, self._crop_size // self._image_size)
-        )
+        scale = self._crop_size // self._image_size
+        return crops if scale == 1 else F.avg_pool2d(crops, scale)
 
     def _pixels(self, chosen: Indices, step: int) -> Tensor:
         """Return this worker's pictures on the device, (n, L, L, 3) uint8; for a GPU it reads a step ahead."""

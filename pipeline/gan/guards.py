@@ -17,6 +17,7 @@ MIN_SAMPLE_DISTANCE = 0.01
 # A discriminator that gives two kinds of pairs the same probability up to this much does not tell them apart; one that
 # is this near to 0 and 1 leaves hardly a gradient to the generator.
 PROBABILITY_MARGIN = 0.01
+STEPS_WITHOUT_WARNINGS = 200  # at first D tells nothing apart, and pictures are grey whatever the noise
 
 
 def sample_distance(images: Images) -> float:
@@ -69,10 +70,15 @@ def discriminator_warning(means: Mapping[str, float]) -> str | None:
     return None
 
 
-def warnings_of(row: Mapping[str, float]) -> list[str]:
-    """Return what to say of an epoch's row of the history: of its means, and of its grid where one was painted."""
-    of_grid = collapse_warning(row["sample_distance"]) if "sample_distance" in row else None
-    return [warning for warning in (discriminator_warning(row), of_grid) if warning]
+def warnings_of(row: Mapping[str, float]) -> dict[str, str]:
+    """Return what to say of an epoch's row of the history, by what it is about; nothing in the first steps."""
+    if row["step"] <= STEPS_WITHOUT_WARNINGS:
+        return {}
+    found = {
+        "discriminator": discriminator_warning(row),
+        "mode_collapse": collapse_warning(row["sample_distance"]) if "sample_distance" in row else None,
+    }
+    return {kind: warning for kind, warning in found.items() if warning}
 
 
 def require_finite(row: Mapping[str, float], last_good: Path | None) -> None:

@@ -86,7 +86,7 @@ def new_stage_for(job: TrainingJob) -> Stage:
         encoder=read_encoder(embeddings_path),
     )
     if job.train.synchronised_batchnorm and num_workers() > 1:
-        for network in (stage.generator, stage.discriminator):
+        for network in stage.modules():
             synchronise(network)
     return stage
 

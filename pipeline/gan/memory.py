@@ -16,10 +16,6 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-# A control group's files of version 2 and 1: its limit, its use, and in memory.stat the part of its use that gives way.
-V2_FILES = ("memory.max", "memory.current", "inactive_file")
-V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMemory:
@@ -121,26 +117,15 @@ def free_memory(proc_dir: Path, cgroup_dir: Path) -> int | None:
 
 
 def _left_by_limits(own_path: Path, cgroup_dir: Path) -> Iterator[int]:
-    """Yield limit less use of each control group around this process, of version 2 and of version 1."""
+    """Yield limit less use of each control group (version 2) around this process that has a limit."""
     lines = own_path.read_text().splitlines() if own_path.is_file() else []
-    for _, controllers, own in (line.split(":", 2) for line in lines):
-        if controllers in ("", "memory"):
-            root, names = (cgroup_dir / "memory", V1_FILES) if controllers else (cgroup_dir, V2_FILES)
-            group = root / own.lstrip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(root):
-                    yield from _left_by_limit(folder, *names)
-
-
-def _left_by_limit(folder: Path, limit_name: str, use_name: str, cache_name: str) -> Iterator[int]:
-    """Yield limit less use, where there is a limit; files in the cache give way, so they are not counted as used."""
-    try:
-        limit, use = (folder / limit_name).read_text().strip(), int((folder / use_name).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return
-    if limit.isdigit():  # "max" where there is none
-        yield max(0, int(limit) - use + int(stat.get(cache_name, 0)))
+    for own in (line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
+        for folder in (cgroup_dir / own, *(cgroup_dir / own).parents):
+            limit_path = folder / "memory.max"
+            if limit_path.is_file() and (limit := limit_path.read_text().strip()) != "max":
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])  # a cache gives way
+                yield max(0, int(limit) - used)
 
 
 def require_fitting(need: StepMemory, batch_per_worker: int, free: int | None, key: str) -> None:

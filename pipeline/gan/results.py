@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.data.files import replaced_file, write_json
 from pipeline.gan.checkpoints import latest_checkpoint
-from pipeline.gan.guards import collapse_warning, discriminator_warning
+from pipeline.gan.guards import warnings_of
 from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer
 from pipeline.gan.trainer import LOSSES
 
@@ -48,12 +48,8 @@ def export(job: TrainingJob, models_dir: Path, report_path: Path, curves_path: P
         },
         "last_epoch": {name: round(last[name], 6) for name in (*LOSSES, "sample_distance")},
         "num_epochs_with_warnings": {
-            "discriminator": sum(discriminator_warning(row) is not None for row in checkpoint.history),
-            "mode_collapse": sum(
-                collapse_warning(row["sample_distance"]) is not None
-                for row in checkpoint.history
-                if "sample_distance" in row
-            ),
+            kind: sum(kind in warnings_of(row) for row in checkpoint.history)
+            for kind in ("discriminator", "mode_collapse")
         },
     }
     write_json(report_path, report)

@@ -120,7 +120,7 @@ def new_stage(
         stage1.eval().requires_grad_(False)
         generator = Stage2Generator(architecture)
         initialise(generator, random, truncated=architecture.truncated_weights)
-    stage = Stage(
+    return Stage(
         architecture=architecture,
         generator=generator,
         discriminator=_new_discriminator(number, architecture, random),
@@ -128,7 +128,6 @@ def new_stage(
         average=deepcopy(generator).requires_grad_(False) if averaged else None,
         encoder=encoder,
     )
-    return stage
 
 
 def _new_discriminator(number: int, architecture: Architecture, random: torch.Generator) -> Discriminator:

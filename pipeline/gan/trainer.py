@@ -99,7 +99,8 @@ class Trainer:
         noises = noise.split(self._stage.noise_dim, dim=1)  # for D's update; with redraw_noise also for G's
         parts = batch.parts(self._accumulation)
         noises_d, noises_g = noises[0].chunk(self._accumulation), noises[-1].chunk(self._accumulation)
-        told: list[Tensor] = []
+        told_d: list[Tensor] = []
+        told_g: list[Tensor] = []
         fakes: GeneratorOutput | None = None
 
         # Update D on real, wrong and fake pairs.
@@ -109,19 +110,20 @@ class Trainer:
             fakes, logits, d_loss = self.discriminator_phase(part, part_noise)
             (self.penalised(d_loss, part) / self._accumulation).backward()
             probabilities = [each.detach().float().sigmoid().mean() for each in logits[:3]]
-            told.append(torch.stack([d_loss.detach(), *probabilities]))
+            told_d.append(torch.stack([d_loss.detach(), *probabilities]))
         self._update("D")
 
         # Update G through the updated D.
         self._stage.discriminator.requires_grad_("frozen_discriminator" not in self._speedups)
         self._optimizers["G"].zero_grad(set_to_none=True)
-        for index, (part, part_noise) in enumerate(zip(parts, noises_g, strict=True)):
+        for part, part_noise in zip(parts, noises_g, strict=True):
             g_loss, kl = self.generator_phase(part, part_noise, None if self._repaints else fakes)
             ((g_loss + self._gan.kl_weight * kl) / self._accumulation).backward()
-            told[index] = torch.cat([told[index][:1], torch.stack([g_loss, kl]).detach(), told[index][1:]])
+            told_g.append(torch.stack([g_loss, kl]).detach())
         self._update("G")
         self._update_average()
-        return torch.stack(told).mean(dim=0)
+        d_means, g_means = torch.stack(told_d).mean(dim=0), torch.stack(told_g).mean(dim=0)
+        return torch.cat([d_means[:1], g_means, d_means[1:]])
 
     def discriminator_phase(self, part: Batch, noise: Tensor) -> tuple[GeneratorOutput, Logits, Tensor]:
         """Paint fakes, and return them with what D says of all pairs and its loss."""
@@ -149,13 +151,13 @@ class Trainer:
         discriminator = self._stage.discriminator
         text = self._stage.text_for_discriminator(part.text_embedding)
         real_features = discriminator.image_features(self._seen(part.real, part, 0))
+        wrong_text = self._stage.text_for_discriminator(part.wrong_text_embedding)
         if part.wrong is not None:
-            wrong_features, wrong_text = discriminator.image_features(self._seen(part.wrong, part, 2)), text
-        else:
-            wrong_text = self._stage.text_for_discriminator(part.wrong_text_embedding)
+            wrong_features = discriminator.image_features(self._seen(part.wrong, part, 2))
+        elif "shared_features" in self._speedups:
             wrong_features = real_features
-            if "shared_features" not in self._speedups:
-                wrong_features = discriminator.image_features(self._seen(part.real, part, 0))
+        else:
+            wrong_features = discriminator.image_features(self._seen(part.real, part, 0))
         fake_features = discriminator.image_features(self._seen(fakes, part, 1))
         return Logits(
             real=discriminator.logits(real_features, text),

@@ -31,7 +31,6 @@ from pipeline.gan.workers import averaged, num_workers, rank, values_of_all
 logger = logging.getLogger(__name__)
 
 NUM_CHECKPOINTS_KEPT = 2
-STEPS_WITHOUT_WARNINGS = 200  # at first D tells nothing apart, and pictures are grey whatever the noise
 
 
 def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
@@ -118,14 +117,13 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
             if rank() != 0:
                 continue
 
-            # Keep what a crash must not lose, then tell about it.
+            # Keep what a crash must not lose, and tell about it: an epoch that is trained again has the same row.
             if is_last or (epoch + 1) % job.train.checkpoint_every_epochs == 0:
                 writer.save(Checkpoint(step=step, tensors=trainer.tensors(), history=history), _notes(job))
                 progress.log_history(history)
             clock.end(row)
-            for warning in warnings_of(row):
-                if step > STEPS_WITHOUT_WARNINGS:
-                    logger.warning("stage%d epoch %d: %s", job.stage_number, epoch + 1, warning)
+            for warning in warnings_of(row).values():
+                logger.warning("stage%d epoch %d: %s", job.stage_number, epoch + 1, warning)
 
 
 def _resume(trainer: Trainer, job: TrainingJob) -> tuple[int, list[dict[str, float]]]:
