@@ -16,7 +16,9 @@ Section = TypeVar("Section")
 PARAMS_PATH = Path("params.yaml")
 
 # Ways to compute a training step faster, each the same function (see pipeline/gan/trainer.py).
-Speedup = Literal["transposed_upsampling", "channels_last", "fused_adam", "shared_features", "frozen_discriminator"]
+Speedup = Literal[
+    "transposed_upsampling", "winograd", "channels_last", "fused_adam", "shared_features", "frozen_discriminator"
+]
 
 
 def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> Section:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.batches import Batch
+from pipeline.gan import winograd
 from pipeline.gan.architecture import architecture_of
 from pipeline.gan.augmentation import shifted_and_cut
-from pipeline.gan.layers import UpsampleConv
+from pipeline.gan.layers import Conv, UpsampleConv
 from pipeline.gan.stages import Stage, new_stage
 from pipeline.gan.synchronised_norm import synchronise
 from pipeline.gan.trainer import LOSSES, Trainer
@@ -153,6 +154,14 @@ def assert_the_same(one: Outcome, other: Outcome, networks: tuple[str, ...] = ("
 
 # Speed-ups.
 
+
+@pytest.fixture
+def winograd_in_narrow_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the networks of these tests take the forms that only wide layers would."""
+    monkeypatch.setattr(winograd, "_WIDE", 1)
+    monkeypatch.setattr(winograd, "_MANY", 1)
+
+
 SPED_UP = [(1, "paper"), (1, "published_tf"), (2, "published_pytorch")]
 
 
@@ -162,6 +171,7 @@ def with_every_speedup(number: int, group: str) -> Outcome:
     return train(stage_of(number, gan), gan)
 
 
+@pytest.mark.usefixtures("winograd_in_narrow_layers")
 @pytest.mark.parametrize("without", [*SPEEDUPS, "any"])
 @pytest.mark.parametrize(("number", "group"), SPED_UP)
 def test_a_step_without_a_speedup_gives_the_same_losses_and_weights(number: int, group: str, without: str) -> None:
@@ -190,6 +200,7 @@ def test_each_speedup_is_on_where_it_is_asked_for_and_off_where_not(speedups: tu
     convs = [layer for network in stage.modules() for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     square = next(layer.weight for layer in convs if layer.weight.shape[1:] == (16, 3, 3))
     assert square.is_contiguous(memory_format=torch.channels_last) == on
+    assert {layer.winograd for layer in convs if isinstance(layer, Conv)} == {on}
     assert {layer.transposed for layer in convs if isinstance(layer, UpsampleConv)} == {on}
     assert {optimizer.defaults["fused"] for optimizer in trainer._optimizers.values()} == {on}
 

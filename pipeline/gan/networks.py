@@ -17,11 +17,11 @@ from pipeline.gan.architecture import Architecture
 from pipeline.gan.layers import (
     BottleneckResidualBlock,
     ConditioningAugmentation,
+    Conv,
     ResidualBlock,
     TextMatch,
     UpsampleConv,
     concat_code,
-    conv,
     conv_bn,
     leaky_relu,
     relu,
@@ -66,7 +66,7 @@ class Stage1Generator(nn.Module):
             layers.append(BottleneckResidualBlock(dim, relu) if bottlenecks and size == 8 else relu())
         self.upsample = nn.Sequential(*layers)
         if architecture.sketch_layer:
-            self.to_image = nn.Sequential(upsample_conv_bn(dim, dim // 2), relu(), conv(dim // 2, 3, 3), nn.Tanh())
+            self.to_image = nn.Sequential(upsample_conv_bn(dim, dim // 2), relu(), Conv(dim // 2, 3, 3), nn.Tanh())
         else:
             self.to_image = nn.Sequential(UpsampleConv(dim, 3), nn.Tanh())
 
@@ -99,7 +99,7 @@ class Stage2Generator(nn.Module):
         gf, joint_dim = architecture.generator_dim, 4 * architecture.generator_dim
         self.conditioning = _conditioning(architecture) if architecture.text_twice else None
         self.encode = nn.Sequential(
-            conv(3, gf, 3),  # (N, gf, 64, 64)
+            Conv(3, gf, 3),  # (N, gf, 64, 64)
             relu(),
             conv_bn(gf, 2 * gf, 4, stride=2),  # (N, 2 gf, 32, 32)
             relu(),
@@ -115,7 +115,7 @@ class Stage2Generator(nn.Module):
             layers += [upsample_conv_bn(dim, dim // 2), relu()]  # (N, 2 gf, 32, 32) ... (N, gf / 4, 256, 256)
             dim, size = dim // 2, 2 * size
         self.upsample = nn.Sequential(*layers)
-        self.to_image = nn.Sequential(conv(dim, 3, 3), nn.Tanh())
+        self.to_image = nn.Sequential(Conv(dim, 3, 3), nn.Tanh())
 
     def forward(self, stage1_images: torch.Tensor, text_embedding: torch.Tensor, eps: torch.Tensor) -> GeneratorOutput:
         """Generate images.
@@ -147,7 +147,7 @@ class Discriminator(nn.Module):
         """
         super().__init__()
         df, kernel_size = architecture.discriminator_dim, architecture.joint_kernel
-        layers: list[nn.Module] = [conv(3, df, 4, stride=2), leaky_relu()]  # (N, df, S / 2, S / 2)
+        layers: list[nn.Module] = [Conv(3, df, 4, stride=2), leaky_relu()]  # (N, df, S / 2, S / 2)
         dim, size = df, image_size // 2
         while size > 4:  # to (N, 8 df, 4, 4) for 64x64, (N, 32 df, 4, 4) for 256x256
             layers += [conv_bn(dim, 2 * dim, 4, stride=2), leaky_relu()]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import Batch
 from pipeline.gan.augmentation import shifted_and_cut
-from pipeline.gan.layers import UpsampleConv
+from pipeline.gan.layers import Conv, UpsampleConv
 from pipeline.gan.losses import Logits, discriminator_loss, generator_loss, gradient_penalty, kl_divergence
 from pipeline.gan.networks import GeneratorOutput
 from pipeline.gan.stages import Stage
@@ -43,6 +43,7 @@ class Trainer:
             accumulation: parts that a worker's share of a batch is computed in, one after the other.
             autocast: dtype to compute in; None for float32.
             speedups: each computes the same function, up to rounding. transposed_upsampling: see UpsampleConv;
+                winograd: see pipeline.gan.winograd, left out of a D whose gradient is differentiated again;
                 channels_last: pixel by pixel in memory; fused_adam: one pass over weights and moments;
                 shared_features: D's features of the real pictures serve the real and the wrong pairs;
                 frozen_discriminator: D's own gradients are not computed while G is updated.
@@ -68,7 +69,10 @@ class Trainer:
         layout = torch.channels_last if "channels_last" in self._speedups else torch.contiguous_format
         for network in self._stage.modules():
             network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] - untyped overload
+            differentiated_twice = network is self._stage.discriminator and self._gan.gradient_penalty != "none"
             for layer in network.modules():
+                if isinstance(layer, Conv):
+                    layer.winograd = "winograd" in self._speedups and not differentiated_twice
                 if isinstance(layer, UpsampleConv):
                     layer.transposed = "transposed_upsampling" in self._speedups
         if self._stage.stage1_generator is not None:
