@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import best_rate, tell
+from pipeline.allocation import keep_freed_memory
 from pipeline.data.batches import Batch
-from pipeline.gan.allocation import keep_freed_memory
 from pipeline.gan.architecture import architecture_of
 from pipeline.gan.layers import UpsampleConv
 from pipeline.gan.losses import kl_divergence

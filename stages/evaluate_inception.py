@@ -1,8 +1,10 @@
 """DVC stage: score the frozen samples of every method, and the real pictures beside them."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from pipeline.cluster import map_shards
 from pipeline.data.files import write_json
 from pipeline.evaluation.scores import evaluate_samples
 from pipeline.params import EvaluateInceptionParams, HardwareParams, load_params
@@ -17,6 +19,7 @@ def main(samples_dir: Path, crops_dir: Path, classifier_dir: Path, text_encoder_
         scores = evaluate_samples(
             samples_dir=samples_dir, crops_dir=crops_dir, classifier_dir=classifier_dir,
             text_encoder_dir=text_encoder_dir, device=hardware.device, **asdict(params),
+            map_jobs=partial(map_shards, num_workers=hardware.num_workers, use_gpu=hardware.use_gpu),
         )  # fmt: skip
         write_json(report_path, scores)
 

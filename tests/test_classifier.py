@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.models import Inception_V3_Weights
 
 from pipeline.data.files import file_sha256
@@ -223,3 +223,49 @@ def test_features_are_what_the_last_layer_sees(trained: tuple[Path, dict[str, An
     logits = features @ classifier.network.get_parameter("fc.weight").T + classifier.network.get_parameter("fc.bias")
     expected = classifier.log_probabilities(images, batch_size=5)
     torch.testing.assert_close(logits.double().log_softmax(1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def imagenet_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in the form of torchvision's, BatchNorm statistics that are not 0 and 1, no counts of batches."""
+    path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
+    network, generator = new_network("inception_v3", 1000, seed=7), torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 2, generator=generator)
+    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    save_file(state, path)
+    return path
+
+
+def test_an_imagenet_network_is_kept_as_it_is(train: Train, imagenet_path: Path, tmp_path: Path) -> None:
+    report = train(tmp_path, network="inception_v3", classes="imagenet", weights=str(imagenet_path))
+    assert (report["num_classes"], report["held_out_accuracy"]) == (1000, None)
+    assert report["weights"] == "inception.safetensors"  # not where this machine has it
+    classifier = load_classifier(tmp_path)
+    assert (classifier.num_classes, classifier.class_ids, classifier.held_out_accuracy) == (1000, (), None)
+
+    # What it says of pictures is what torchvision's own network says, whose BatchNorms are layers of their own.
+    original = new_network("inception_v3", 1000, seed=0)
+    original.load_state_dict(load_file(imagenet_path), strict=False)
+    images = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        logits = original.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)
+    expected = logits.double().log_softmax(dim=1)
+    torch.testing.assert_close(classifier.log_probabilities(images, batch_size=2), expected, rtol=1e-5, atol=1e-4)
+    assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize(("network", "weights"), [("resnet18", "imagenet"), ("inception_v3", "none")])
+def test_an_imagenet_network_needs_weights(train: Train, tmp_path: Path, network: str, weights: str) -> None:
+    with pytest.raises(ValueError, match=r"train_classifier\.classes is imagenet.*set network to inception_v3, and we"):
+        train(tmp_path, network=network, classes="imagenet", weights=weights)
+
+
+def test_an_imagenet_network_lacks_no_weight(train: Train, imagenet_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "headless.safetensors"
+    save_file({key: value for key, value in load_file(imagenet_path).items() if key != "fc.weight"}, path)
+    with pytest.raises(ValueError, match=r"not torchvision's inception_v3: 1 weights are missing.*fc\.weight"):
+        train(tmp_path / "models", network="inception_v3", classes="imagenet", weights=str(path))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_isc import isc_features_to_metric
 
 from pipeline.evaluation.inception_score import inception_score
 
@@ -104,6 +105,54 @@ def test_score_is_the_frozen_number() -> None:
     score = inception_score(formula_logits(golden["num_images"], 20), num_splits=golden["num_splits"], seed=2020)
     assert score.mean == pytest.approx(golden["mean"], abs=1e-12)
     assert score.std == pytest.approx(golden["std"], abs=1e-12)
+
+
+def test_both_deviations_of_the_splits_are_told() -> None:
+    score = inception_score(formula_logits(60, 6), num_splits=4, seed=0)
+    assert score.sample_std == pytest.approx(score.std * math.sqrt(4 / 3), abs=1e-12)
+    assert math.isnan(inception_score(formula_logits(60, 6), num_splits=1, seed=0).sample_std)
+
+
+def draw_logits(num_images: int, seed: int) -> Tensor:
+    return 2 * torch.randn(num_images, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_interval_covers_the_scores_of_other_pictures_as_often_as_it_says() -> None:
+    """Of the same distribution: what another set of as many pictures scores on average lies in 95 % of intervals."""
+    scores = [inception_score(draw_logits(100, seed), num_splits=2, seed=0) for seed in range(200)]
+    expected = np.mean([score.mean for score in scores])
+    covered = np.mean([score.interval[0] <= expected <= score.interval[1] for score in scores])
+    assert 0.9 <= covered <= 0.99  # 0.95 with a standard error of 0.015
+
+
+def test_the_interval_is_that_of_pictures_drawn_one_by_one() -> None:
+    logits = draw_logits(40, seed=1)
+    score, generator = inception_score(logits, num_splits=1, seed=0), np.random.default_rng(7)
+    drawn = [logits[torch.from_numpy(generator.integers(40, size=40))] for _ in range(4000)]
+    resampled = np.array([inception_score_of_one_split(rows) for rows in drawn])
+    expected = np.quantile(resampled, (0.025, 0.975)) - resampled.mean() + score.mean
+    assert score.interval == pytest.approx(expected, abs=0.15 * (expected[1] - expected[0]))
+
+
+def inception_score_of_one_split(logits: Tensor) -> float:
+    p = torch.softmax(logits, dim=1)
+    return math.exp((p * (p / p.mean(dim=0)).log()).sum(dim=1).mean())
+
+
+def test_the_interval_narrows_with_the_count_and_is_a_point_where_pictures_are_alike() -> None:
+    few, many = (inception_score(draw_logits(count, seed=2), num_splits=1, seed=0).interval for count in (100, 1600))
+    assert 3 < (few[1] - few[0]) / (many[1] - many[0]) < 5.5  # 4 for independent pictures
+    alike = inception_score(torch.zeros(50, 4), num_splits=5, seed=0)
+    assert alike.interval == pytest.approx((1, 1), abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_images", "num_splits"), [(40, 1), (53, 5), (1000, 10)])
+def test_score_equals_torch_fidelitys(num_images: int, num_splits: int) -> None:
+    logits = formula_logits(num_images, 12)
+    theirs = isc_features_to_metric(logits, splits=num_splits, shuffle=True, rng_seed=7)
+    ours = inception_score(logits, num_splits=num_splits, seed=7)
+    assert ours.mean == pytest.approx(theirs["inception_score_mean"], abs=1e-6)
+    assert ours.std == pytest.approx(theirs["inception_score_std"], abs=1e-6)
 
 
 def test_fewer_pictures_than_splits_are_refused_by_name() -> None:

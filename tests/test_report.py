@@ -1,6 +1,7 @@
 """The page: what stands on it, that it needs nothing else, and that no caption can become markup."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from PIL import Image
 from pipeline.data.files import write_json
 from pipeline.data.tables import read_images
 from pipeline.evaluation.charts import MAX_POINTS, area_chart, loss_chart
-from pipeline.evaluation.report import chosen_captions, flattened, read_curves, write_report
+from pipeline.evaluation.pictures import chosen_rows, read_samples, real_train
+from pipeline.evaluation.report import flattened, read_curves, write_report
 from pipeline.evaluation.verdict import common_protocol, verdict
 from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_samples
 
@@ -53,7 +55,8 @@ def method_scores(r_precision: float, class_agreement: float, num_images: int = 
 
     return {
         "image_size": 256,
-        "inception_score": {"mean": 4.321, "std": 0.123},
+        "inception_score": {"mean": 4.321, "std": 0.123, "sample_std": 0.13, "low": 4.111, "high": 4.555},
+        **{"fid": 12.34, "kid": 0.0567, "precision": 0.89, "recall": 0.67, "nearest_train_distance": 7.65},
         "r_precision": share(r_precision, 0.1),
         "class_agreement": share(class_agreement, 1 / 3),
         "within_caption_distance": None,
@@ -85,7 +88,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         (inputs.reports_dir / f"{name}.csv").write_text(text)
     scores = {"real_test": (0.8, 0.97), "untrained": (0.1, 0.3), "stage1": (0.3, 0.5), "stackgan": (0.5, 0.7)}
     methods_report = {method: method_scores(*values) for method, values in scores.items()}
-    write_json(inputs.reports_dir / "evaluate_inception.json", {"methods": methods_report})
+    without_captions = dict.fromkeys(("r_precision", "class_agreement"))
+    methods_report["noise"] = method_scores(0, 0) | without_captions
+    methods_report["real_test"] |= dict.fromkeys(("fid", "kid", "precision", "recall"))
+    stackgan = read_samples(inputs.samples_dir)["stackgan"]
+    train_ids = [image["image_id"] for image in read_images(inputs.crops_dir, "train")]
+    neighbours = [{"sample_id": row["sample_id"], "image_ids": train_ids[:3], "distances": [1.04, 2.06, 3.0]}
+                  for row in stackgan.rows[:2]]  # fmt: skip
+    document = {"methods": methods_report, "neighbours": {"stackgan": neighbours}}
+    write_json(inputs.reports_dir / "evaluate_inception.json", document)
     return inputs
 
 
@@ -128,7 +139,8 @@ def test_a_caption_with_a_script_in_it_is_shown_as_text(inputs: Inputs, tmp_path
 
 
 def test_every_caption_has_its_four_pictures_side_by_side(page: str) -> None:
-    alts = [attributes["alt"] or "" for tag, attributes in Elements(page).tags if tag == "img"]
+    images = [attributes["alt"] or "" for tag, attributes in Elements(page).tags if tag == "img"]
+    alts = images[:16]  # then come the neighbours
     names = [alt.split(":")[0] for alt in alts]
     assert names == ["Real", "Untrained", "Stage-I", "Stage-II"] * 4
     captions = [alt.split(": ", 1)[1] for alt in alts]
@@ -182,7 +194,9 @@ def test_the_scores_and_their_protocol_stand_on_the_page(page: str) -> None:
         "a small judge.",
     ):
         assert expected in text, expected
-    assert re.findall(r'<th scope="row">([^<]*)<small>', page) == ["Real", "Stage-II", "Stage-I", "Untrained"]
+    assert re.findall(r'<th scope="row">([^<]*)<small>', page) == [
+        *["Real", "Stage-II", "Stage-I", "Untrained", "Noise"]
+    ]
 
 
 def test_published_figures_are_called_published_and_on_other_data(inputs: Inputs, page: str, tmp_path: Path) -> None:
@@ -255,6 +269,43 @@ def test_a_classifier_of_no_test_class_leaves_its_column_empty(inputs: Inputs, t
     assert "ranks a" in page
 
 
+def test_bounds_that_no_caption_goes_with_have_empty_cells(page: str) -> None:
+    row = page[page.index("Noise<small>") :]
+    row = row[: row.index("</tr>")]
+    assert "12.3" in row and "56.7" in row  # FID, and KID times 1000
+    assert row.count("&#8211;") == 2  # caption and class agreement
+    real = page[page.index("Real<small>") :]
+    assert real[: real.index("</tr>")].count("&#8211;") == 2  # what is measured against these pictures
+
+
+def test_generated_pictures_stand_beside_their_nearest_training_pictures(inputs: Inputs, page: str) -> None:
+    section = page[page.index("Is it copying?") : page.index("<h2>Training</h2>")]
+    uris = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', section)
+    assert len(uris) == 2 * 4
+    for text in ("Stage-II, generated", "real, at 1.0", "real, at 2.1", "real, at 3.0"):
+        assert section.count(f"<figcaption>{text}</figcaption>") == 2
+    train = real_train(inputs.crops_dir, 1, seed=0)
+    for place in range(3):
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uris[1 + place]))), np.float32)
+        assert np.abs(shown - train.picture_at(place)).mean() < 8  # JPEG, of noisy pictures
+
+
+def test_neighbours_of_other_samples_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    shutil.copytree(inputs.reports_dir, tmp_path / "reports")
+    path = tmp_path / "reports" / "evaluate_inception.json"
+    document = json.loads(path.read_text())
+    document["neighbours"]["stackgan"][0]["sample_id"] = 4711
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"evaluate_inception\.json is of other samples; rerun"):
+        inputs._replace(reports_dir=tmp_path / "reports").page(tmp_path / "index.html")
+
+
+def test_a_verdict_over_two_protocols_is_refused() -> None:
+    methods = {"untrained": method_scores(0.1, 0.1, 100), "stackgan": method_scores(0.5, 0.5, 90)}
+    with pytest.raises(ValueError, match=r"unlike num_images \(Stage-II: 90, Untrained: 100\)"):
+        verdict(methods)
+
+
 def test_a_verdict_needs_a_trained_and_the_untrained_generator() -> None:
     assert "nothing can be said" in verdict({"stackgan": method_scores(0.5, 0.5)})[0]
 
@@ -268,12 +319,12 @@ def test_what_methods_share_of_their_protocols_is_said_once() -> None:
 
 def test_captions_of_all_classes_come_before_a_second_one_of_any() -> None:
     class_ids = [3] * 20 + [5] * 4 + [9] * 2
-    places = chosen_captions(class_ids, 9, seed=4)
+    places = chosen_rows(class_ids, 9, seed=4)
     assert len(set(places)) == 9
     classes = [class_ids[place] for place in places]
     assert sorted(classes[:3]) == sorted(classes[3:6]) == [3, 5, 9]
-    assert places == chosen_captions(class_ids, 9, seed=4) != chosen_captions(class_ids, 9, seed=5)
-    assert len(chosen_captions(class_ids, 99, seed=0)) == len(class_ids)
+    assert places == chosen_rows(class_ids, 9, seed=4) != chosen_rows(class_ids, 9, seed=5)
+    assert len(chosen_rows(class_ids, 99, seed=0)) == len(class_ids)
 
 
 def test_words_and_empty_files_are_no_curves(inputs: Inputs, tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import Inception3, Inception_V3_Weights, resnet18
+from torchvision.models.inception import BasicConv2d
 
 from pipeline.data.shards import LOAD_SIZES, Images
 from pipeline.data.snapshots import load_snapshot
 
 NetworkName = Literal["inception_v3", "resnet18"]
-Classes = Literal["train", "test", "all"]  # of which splits
+Classes = Literal["train", "test", "all", "imagenet"]  # of which splits; imagenet: none of the data set's
 
 SNAPSHOT = "classifier"
 IMAGENET_CLASSES = 1000
@@ -51,10 +53,15 @@ class Classifier:
     network: nn.Module
     network_name: NetworkName
     classes: Classes
-    class_ids: tuple[int, ...]
+    class_ids: tuple[int, ...]  # empty where it knows ImageNet's classes
     input_size: int
-    held_out_accuracy: float
+    held_out_accuracy: float | None  # None where it knows ImageNet's classes
     sha256: str
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes that it tells apart."""
+        return self._last_layer.out_features
 
     @property
     def crop_size(self) -> int:
@@ -74,12 +81,13 @@ class Classifier:
 
     def features(self, images: Images, batch_size: int) -> Tensor:
         """Return what the last layer sees of (N, S, S, 3) uint8 pictures: (N, feature_dim) float32 on the CPU."""
-        parts: list[Tensor] = []
-        with self._last_layer.register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].float().cpu())):
-            self.log_probabilities(images, batch_size)
-        return torch.cat(parts)
+        return self.judge(images, batch_size).features
 
     def log_probabilities(self, images: Images, batch_size: int) -> Tensor:
+        """Return (N, num_classes) float64 log p(y|x) on the CPU."""
+        return self.judge(images, batch_size).log_probabilities
+
+    def judge(self, images: Images, batch_size: int) -> "Judgement":
         """Classify pictures, resized to the input size by antialiased bilinear interpolation, in float32.
 
         Args:
@@ -87,9 +95,19 @@ class Classifier:
             batch_size: pictures a forward pass; the result depends on it by float32 rounding only.
 
         Returns:
-            (N, num_classes) float64 log p(y|x) on the CPU.
+            What it says of them and sees in them, in one pass.
         """
-        return log_probabilities(self.network, images, input_size=self.input_size, batch_size=batch_size)
+        parts: list[Tensor] = []
+        with self._last_layer.register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].float().cpu())):
+            log_p = log_probabilities(self.network, images, input_size=self.input_size, batch_size=batch_size)
+        return Judgement(log_p, torch.cat(parts))
+
+
+class Judgement(NamedTuple):
+    """What a classifier makes of N pictures, on the CPU."""
+
+    log_probabilities: Tensor  # (N, num_classes) float64
+    features: Tensor  # (N, feature_dim) float32, of the layer before the last
 
 
 def log_probabilities(network: nn.Module, images: Images, *, input_size: int, batch_size: int) -> Tensor:
@@ -121,10 +139,12 @@ def load_classifier(folder: Path, device: str = "cpu") -> Classifier:
     """
     snapshot = load_snapshot(folder, SNAPSHOT)
     config = snapshot.config
-    network = without_auxiliary_head(new_network(config["network"], len(config["class_ids"]), seed=0))
+    num_classes = len(config["class_ids"]) or IMAGENET_CLASSES
+    network = without_auxiliary_head(new_network(config["network"], num_classes, seed=0))
     network.load_state_dict(snapshot.state)
+    _fuse_batchnorm(network.eval())
     return Classifier(
-        network=network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False),
+        network=network.to(device).to(memory_format=torch.channels_last).requires_grad_(False),
         network_name=config["network"],
         classes=config["classes"],
         class_ids=tuple(config["class_ids"]),
@@ -132,6 +152,14 @@ def load_classifier(folder: Path, device: str = "cpu") -> Classifier:
         held_out_accuracy=config["held_out_accuracy"],
         sha256=snapshot.sha256,
     )
+
+
+def _fuse_batchnorm(network: nn.Module) -> None:
+    """Fold Inception-v3's BatchNorms into the convolutions before them: the same function in fewer passes."""
+    for block in network.modules():
+        if isinstance(block, BasicConv2d):
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+            block.add_module("bn", nn.Identity())
 
 
 def new_network(name: NetworkName, num_classes: int, seed: int) -> nn.Module:
@@ -160,20 +188,41 @@ def pretrained_network(name: NetworkName, weights: str, num_classes: int, seed: 
         return network
     if name != "inception_v3":
         raise ValueError(f"train_classifier.weights is {weights!r}; {name} is trained from scratch: set it to none")
+    _load_weights(network, weights, without=("fc.", "AuxLogits.fc."))
+    return network
+
+
+def imagenet_network(name: NetworkName, weights: str) -> nn.Module:
+    """Return the network with all of given weights, so that it names ImageNet's classes.
+
+    Raises:
+        ValueError: the network has no such weights, or they cannot be had or are another network's.
+    """
+    if name != "inception_v3" or weights == "none":
+        raise ValueError(
+            f"train_classifier.classes is imagenet, with network {name} and weights {weights!r}: set network to "
+            "inception_v3, and weights to imagenet or to the path of a .safetensors file"
+        )
+    network = new_network(name, IMAGENET_CLASSES, seed=0)
+    _load_weights(network, weights, without=())
+    return network
+
+
+def _load_weights(network: nn.Module, weights: str, without: tuple[str, ...]) -> None:
+    """Load `imagenet` or a file into Inception-v3, but for what begins with one of `without`."""
     state = _imagenet_state() if weights == "imagenet" else _state_of(Path(weights))
-    kept = {key: value for key, value in state.items() if not key.startswith(("fc.", "AuxLogits.fc."))}
+    kept = {key: value for key, value in state.items() if not key.startswith(without)}
     try:
         missing, unexpected = network.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         raise ValueError(f"train_classifier.weights {weights}: {str(error).splitlines()[-1].strip()}") from None
     # Files written before BatchNorm counted its batches lack the counts, which nothing here reads.
-    lost = [key for key in missing if not key.endswith((".num_batches_tracked", "fc.weight", "fc.bias"))]
+    lost = [key for key in missing if not key.endswith(".num_batches_tracked") and not key.startswith(without)]
     if lost or unexpected:
         raise ValueError(
-            f"train_classifier.weights {weights}: not torchvision's {name}: {len(lost)} weights are missing "
-            f"and {len(unexpected)} unknown ({[*lost, *unexpected][0]}); save the state_dict of torchvision's {name}"
+            f"train_classifier.weights {weights}: not torchvision's inception_v3: {len(lost)} weights are missing and "
+            f"{len(unexpected)} unknown ({[*lost, *unexpected][0]}); save the state_dict of torchvision's inception_v3"
         )
-    return network
 
 
 def without_auxiliary_head(network: nn.Module) -> nn.Module:

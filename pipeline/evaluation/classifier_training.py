@@ -22,10 +22,12 @@ from pipeline.data.snapshots import save_snapshot
 from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import (
     GEOMETRIES,
+    IMAGENET_CLASSES,
     SNAPSHOT,
     Classes,
     Geometry,
     NetworkName,
+    imagenet_network,
     log_probabilities,
     pretrained_network,
     resized,
@@ -74,7 +76,8 @@ def train_classifier(
         network: `inception_v3` sees 299x299 pixels, `resnet18` 64x64.
         weights: `none`, `imagenet` (torchvision's download) or a .safetensors file of torchvision's state_dict.
         classes: those of the test split, as for the published score, of both splits, or of the train split, as for
-            features that must know nothing of the test classes.
+            features that must know nothing of the test classes; `imagenet` trains nothing and keeps the weights as
+            they are, as for the published score on COCO.
         held_out_share: of each class's pictures; at least one is held out, and at least one is not.
         num_epochs: passes over the rest.
         batch_size: pictures an update; a remainder is shared out among the updates of its epoch.
@@ -91,6 +94,8 @@ def train_classifier(
         ValueError: inputs are missing or do not fit together, or the weights cannot be had.
         FloatingPointError: the loss is no longer finite.
     """
+    if classes == "imagenet":
+        return _keep_imagenet_network(models_dir, network, weights)
     pictures = _read_pictures(crops_dir, GEOMETRIES[network], classes)
     rows, held_out = held_out_rows(pictures.labels, held_out_share, seed)
     if min(batch_size, len(rows)) < 2:
@@ -116,7 +121,7 @@ def train_classifier(
     without_auxiliary_head(module).eval()
     report: dict[str, object] = {
         "network": network,
-        "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
+        "weights": _name_of(weights),
         "classes": classes,
         "num_classes": len(pictures.class_ids),
         "num_train_images": len(rows),
@@ -128,6 +133,27 @@ def train_classifier(
     config = {**report, "class_ids": pictures.class_ids.tolist(), "input_size": GEOMETRIES[network].input_size}
     save_snapshot(models_dir, SNAPSHOT, module, config)
     return report
+
+
+def _keep_imagenet_network(models_dir: Path, network: NetworkName, weights: str) -> dict[str, object]:
+    """Write a network as it comes, and return its report."""
+    module = without_auxiliary_head(imagenet_network(network, weights)).eval()
+    report: dict[str, object] = {
+        "network": network,
+        "weights": _name_of(weights),
+        "classes": "imagenet",
+        "num_classes": IMAGENET_CLASSES,
+        "held_out_accuracy": None,
+        "note": f"{network} as it was trained on ImageNet, whose classes it knows and no other.",
+    }
+    config = {**report, "class_ids": [], "input_size": GEOMETRIES[network].input_size}
+    save_snapshot(models_dir, SNAPSHOT, module, config)
+    return report
+
+
+def _name_of(weights: str) -> str:
+    """Return what a report calls the weights: a file's path is one machine's own."""
+    return weights if weights in ("none", "imagenet") else Path(weights).name
 
 
 def held_out_rows(labels: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
@@ -231,7 +257,7 @@ class _Updates:
         return loss.item()
 
 
-def _note(network: NetworkName, weights: str, classes: Classes) -> str:
+def _note(network: NetworkName, weights: str, classes: Literal["train", "test", "all"]) -> str:
     origin = {
         "none": "trained from scratch, so its scores cannot be compared with those of an ImageNet network",
         "imagenet": "fine-tuned from torchvision's ImageNet weights",

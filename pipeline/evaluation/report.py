@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 from PIL import Image
 
 from pipeline.data.files import replaced_file
 from pipeline.data.shards import Images
+from pipeline.data.tables import read_images
 from pipeline.evaluation.charts import area_chart, loss_chart
-from pipeline.evaluation.pictures import REAL, CaptionedPictures, read_samples, real_counterparts
+from pipeline.evaluation.pictures import REAL, PictureSet, chosen_rows, read_samples, real_counterparts, real_train
 from pipeline.evaluation.published import PUBLISHED_DATASETS, TABLE_1, TABLE_2
-from pipeline.evaluation.verdict import METHOD_NAMES, common_protocol, method_name, verdict
+from pipeline.evaluation.verdict import BOUNDS, METHOD_NAMES, common_protocol, method_name, verdict
 
 REPORTS = (
     "crop_images",
@@ -45,7 +45,7 @@ class ScoreRow(NamedTuple):
 
 
 class SampleRow(NamedTuple):
-    """One caption with its pictures, by method."""
+    """One caption with its pictures, by method or by what they are."""
 
     caption: str
     pictures: list[tuple[str, str]]  # name, data URI
@@ -75,7 +75,7 @@ def write_report(
         seed: of their choice.
 
     Raises:
-        ValueError: samples or crops are missing or do not fit together, or a report is not JSON.
+        ValueError: samples, crops and scores are missing or do not fit together, or a report is not JSON.
     """
     reports = {name: _read_json(reports_dir / f"{name}.json") for name in REPORTS}
     curves = {name: read_curves(reports_dir / f"{name}.csv") for name in STAGE_NAMES}
@@ -88,9 +88,10 @@ def write_report(
         verdict=verdict(methods) if methods else None,
         score_rows=[ScoreRow(method_name(method), scores) for method, scores in methods.items()],
         protocol=common_protocol(methods),
+        neighbour_rows=neighbour_rows((reports["evaluate_inception"] or {}).get("neighbours", {}), samples, crops_dir),
         classifier=reports["train_classifier"],
         sample_rows=sample_rows(samples, real, num_captions, seed),
-        missing_methods=[name for method, name in METHOD_NAMES.items() if method not in (REAL, *samples)],
+        missing_methods=[name for method, name in METHOD_NAMES.items() if method not in (*BOUNDS, *samples)],
         loss_charts={
             name: loss_chart(columns, f"Losses of {STAGE_NAMES[name]}") if columns else None
             for name, columns in curves.items()
@@ -108,9 +109,7 @@ def write_report(
         partial_path.write_text(page, encoding="utf-8")
 
 
-def sample_rows(
-    samples: Mapping[str, CaptionedPictures], real: CaptionedPictures, num_captions: int, seed: int
-) -> list[SampleRow]:
+def sample_rows(samples: Mapping[str, PictureSet], real: PictureSet, num_captions: int, seed: int) -> list[SampleRow]:
     """Choose captions by the seed, of as many classes as there are, and put their pictures side by side."""
     columns = {REAL: real, **{method: samples[method] for method in reversed(_ordered(samples))}}
     first_row = {
@@ -118,7 +117,7 @@ def sample_rows(
         for method, pictures in columns.items()
     }
     rows: list[SampleRow] = []
-    for index in chosen_captions([row["class_id"] for row in real.rows], num_captions, seed):
+    for index in chosen_rows([row["class_id"] for row in real.rows], num_captions, seed):
         caption = real.rows[index]
         key = caption["image_id"], caption["caption_id"]
         pictures = [
@@ -130,16 +129,26 @@ def sample_rows(
     return rows
 
 
-def chosen_captions(class_ids: Sequence[int], count: int, seed: int) -> list[int]:
-    """Draw `count` places without replacement: one of every class, in an order by chance, then a second of each..."""
-    order = np.random.default_rng(seed).permutation(len(class_ids)).tolist()
-    seen: dict[int, int] = {}
-    rounds: list[int] = []
-    for place in order:
-        rounds.append(seen.get(class_ids[place], 0))
-        seen[class_ids[place]] = rounds[-1] + 1
-    by_round = sorted(range(len(order)), key=rounds.__getitem__)  # stable
-    return [order[position] for position in by_round[:count]]
+def neighbour_rows(
+    neighbours: Mapping[str, Sequence[Mapping[str, Any]]], samples: Mapping[str, PictureSet], crops_dir: Path
+) -> list[SampleRow]:
+    """Put pictures of the method that paints largest beside the training pictures nearest to them."""
+    method = next((method for method in ("stackgan", "stage1") if method in neighbours and method in samples), None)
+    if method is None:
+        return []
+    pictures, train = samples[method], real_train(crops_dir, 1, seed=0)
+    place_of = {image["image_id"]: place for place, image in enumerate(read_images(crops_dir, "train"))}
+    row_of = {row["sample_id"]: index for index, row in enumerate(pictures.rows)}
+    rows: list[SampleRow] = []
+    for entry in neighbours[method]:
+        index = row_of.get(entry["sample_id"])
+        if index is None or not set(entry["image_ids"]) <= place_of.keys():
+            raise ValueError("reports/evaluate_inception.json is of other samples; rerun `dvc repro`")
+        shown = [(f"{method_name(method)}, generated", data_uri(pictures.picture_of(index)))]
+        for image_id, distance in zip(entry["image_ids"], entry["distances"], strict=True):
+            shown.append((f"real, at {distance:.1f}", data_uri(train.picture_at(place_of[image_id]))))
+        rows.append(SampleRow(pictures.rows[index]["caption"], shown))
+    return rows
 
 
 def data_uri(image: Images) -> str:

@@ -1,8 +1,8 @@
-"""Scores of the generated pictures in samples/, method by method, beside the same scores of real test pictures.
+"""Scores of the generated pictures in samples/, method by method, beside the same scores of their bounds.
 
-Every score carries its protocol: one set of bird pictures scores quite differently with another classifier, count of
-pictures, shuffle or resizer. The wrong captions that a picture's own one competes with depend on the seed and on that
-caption only, so all methods meet the same ones.
+The bounds are real test pictures (from above), real training pictures and noise (from below). Every score carries its
+protocol (see pipeline.evaluation.protocol). The wrong captions that a picture's own one competes with depend on the
+seed and on that caption only, so all methods meet the same ones.
 """
 
 import logging
@@ -14,25 +14,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.data.shards import Images
 from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import Classifier, load_classifier
+from pipeline.evaluation.fidelity import fidelity, nearest
 from pipeline.evaluation.inception_score import inception_score
-from pipeline.evaluation.pictures import REAL, CaptionedPictures, read_samples, real_counterparts
+from pipeline.evaluation.judging import SMALL_SIZE, Judged, Judges, MapJobs
+from pipeline.evaluation.pictures import (
+    NOISE,
+    REAL,
+    REAL_TRAIN,
+    PictureSet,
+    chosen_rows,
+    noise,
+    read_samples,
+    real_counterparts,
+    real_train,
+)
+from pipeline.evaluation.protocol import fingerprint, scoring_code_sha256
 from pipeline.text.encoders import load_text_encoder
-from pipeline.text.image_encoders import ImageEncoder, encode_images, load_image_encoder
+from pipeline.text.image_encoders import ImageEncoder, load_image_encoder
 from pipeline.text.retrieval import r_precision
 
 logger = logging.getLogger(__name__)
 
 Scores = dict[str, Any]
 
-SMALL_SIZE = 64  # what the image encoder sees and distances are measured on
 # Rows whose wrong captions' embeddings are in memory at once: 40 MB with 99 captions of 1024 numbers.
 RETRIEVAL_ROWS = 100
+# Pictures of a method that are shown beside their nearest training pictures, and how many of these, as in the paper.
+NUM_NEIGHBOUR_ROWS = 6
+NUM_NEIGHBOURS = 5
 
 
 def evaluate_samples(
@@ -45,9 +61,10 @@ def evaluate_samples(
     num_wrong_captions: int,
     batch_size: int,
     seed: int,
+    map_jobs: MapJobs,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Score every method of samples/ and, as a bound, the real test pictures.
+    """Score every method of samples/ and its bounds.
 
     Args:
         samples_dir: samples.parquet and a folder of shards for each method.
@@ -57,100 +74,162 @@ def evaluate_samples(
         num_splits: of the Inception score.
         num_wrong_captions: of other test classes, for the R-precision.
         batch_size: pictures a forward pass; changes only the speed.
-        seed: of shuffles and wrong captions.
+        seed: of shuffles, wrong captions and noise.
+        map_jobs: calls a function on every job and returns the results in their order.
         device: torch device.
 
     Returns:
-        JSON-ready {"methods": {method: scores}}, floats rounded to 6 digits.
+        JSON-ready {"methods": {method: scores}, "neighbours": {method: rows}}, floats rounded to 6 digits.
 
     Raises:
         ValueError: files are missing or do not fit together, or there are too few pictures or captions.
     """
     samples = read_samples(samples_dir)
-    methods = {REAL: real_counterparts(crops_dir, samples.values()), **samples}
-    classifier = load_classifier(classifier_dir, device)
-    captions = [row["caption"] for row in methods[REAL].rows]
-    retrieval = _Retrieval(
-        crops_dir, text_encoder_dir, classifier, captions, num_wrong_captions, batch_size, seed, device
+    real = real_counterparts(crops_dir, samples.values())
+    count = len(real.rows)
+    methods = {
+        REAL: real,
+        REAL_TRAIN: real_train(crops_dir, count, seed),
+        **samples,
+        NOISE: noise(count, seed),
+    }
+    judges = Judges(
+        classifier_dir=classifier_dir,
+        text_encoder_dir=text_encoder_dir,
+        batch_size=batch_size,
+        device=device,
+        map_jobs=map_jobs,
     )
+    classifier = load_classifier(classifier_dir, device)
+    judged = {method: judges.judge(methods[method]) for method in (REAL, REAL_TRAIN)}
+    scorer = _Scorer(
+        classifier,
+        _Retrieval(crops_dir, text_encoder_dir, classifier, real, num_wrong_captions, batch_size, seed, device),
+        real_features=judged[REAL].features,
+        train_features=judged[REAL_TRAIN].features,
+        num_splits=num_splits,
+        seed=seed,
+    )
+    train_ids = [image["image_id"] for image in read_images(crops_dir, "train")]
     results: dict[str, Scores] = {}
+    neighbours: dict[str, list[Scores]] = {}
     for method, pictures in methods.items():
+        # One method at a time, for what is known of 30,000 pictures takes half a gigabyte.
+        of_method = judged.pop(method, None) or judges.judge(pictures)
         try:
-            results[method] = _scores_of(pictures, classifier, retrieval, num_splits, batch_size, seed)
+            results[method] = scorer.scores_of(method, pictures, of_method)
         except ValueError as error:
             raise ValueError(f"{method}: {error}") from error
-        logger.info("%s: %s", method, {key: results[method][key] for key in ("inception_score", "r_precision")})
-    return {"methods": results}
+        if method in samples:
+            neighbours[method] = scorer.neighbours_of(pictures, of_method, train_ids)
+        told = ("inception_score", "fid", "r_precision")
+        logger.info("%s: %s", method, {key: results[method][key] for key in told})
+    return {"methods": results, "neighbours": neighbours}
 
 
-def _scores_of(
-    pictures: CaptionedPictures,
-    classifier: Classifier,
-    retrieval: "_Retrieval",
-    num_splits: int,
-    batch_size: int,
-    seed: int,
-) -> Scores:
-    """Score one method."""
-    unknown = {row["class_id"] for row in pictures.rows} - set(classifier.class_ids)
-    if unknown and classifier.classes != "train":
-        raise ValueError(f"the classifier does not know class {min(unknown)}: rerun train_classifier on this data set")
-    # One pass over the pictures, for they may be more than fit in memory.
-    log_probabilities: list[Tensor] = []
-    small: list[Images] = []
-    features: list[Tensor] = []
-    for images in pictures.batches(batch_size):
-        log_probabilities.append(classifier.log_probabilities(images, batch_size))
-        small.append(area_reduced(images, SMALL_SIZE))
-        features.append(retrieval.features_of(images, small[-1]))
-    log_p = torch.cat(log_probabilities)[torch.from_numpy(pictures.places)]
-    small_images = np.concatenate(small)[pictures.places]
-    sample_ids = [row["sample_id"] for row in pictures.rows]
-    inception = inception_score(log_p, num_splits=num_splits, seed=seed, sample_ids=sample_ids)
-    num_images = len(pictures.rows)
-    agreement = None  # of a classifier that knows other classes
-    if not unknown:
-        guesses = np.array(classifier.class_ids)[log_p.argmax(dim=1).numpy()]
-        share = float(np.mean(guesses == [row["class_id"] for row in pictures.rows]))
-        agreement = _share(share, num_images, 1 / len(classifier.class_ids))
-    retrieved = retrieval.r_precision(pictures.rows, torch.cat(features)[torch.from_numpy(pictures.places)])
-    return {
-        "image_size": pictures.image_size,
-        "inception_score": {"mean": round(inception.mean, 6), "std": round(inception.std, 6)},
-        "r_precision": _share(retrieved, num_images, retrieval.chance),
-        "class_agreement": agreement,
-        "within_caption_distance": within_caption_distance(pictures.rows, small_images),
-        "protocol": {
+class _Scorer:
+    """Scores sets of pictures against the same real ones."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        retrieval: "_Retrieval",
+        *,
+        real_features: npt.NDArray[np.float32],
+        train_features: npt.NDArray[np.float32],
+        num_splits: int,
+        seed: int,
+    ):
+        self._classifier = classifier
+        self._retrieval = retrieval
+        self._real = torch.from_numpy(real_features)
+        self._train = torch.from_numpy(train_features)
+        self._num_splits = num_splits
+        self._seed = seed
+        self._code_sha256 = scoring_code_sha256()
+
+    def scores_of(self, method: str, pictures: PictureSet, judged: Judged) -> Scores:
+        """Score one method; a score that means nothing for it is None."""
+        places = torch.from_numpy(pictures.places)
+        log_p = torch.from_numpy(judged.log_probabilities)[places]
+        features = torch.from_numpy(judged.features)[places]
+        sample_ids = [row["sample_id"] for row in pictures.rows]
+        inception = inception_score(log_p, num_splits=self._num_splits, seed=self._seed, sample_ids=sample_ids)
+        to_real = None if method == REAL else fidelity(features, self._real, seed=self._seed)._asdict()
+        num_images = len(pictures.rows)
+        retrieved = diversity = None
+        if pictures.has_captions:
+            own_caption_first = self._retrieval.r_precision(pictures.rows, torch.from_numpy(judged.encodings)[places])
+            retrieved = _share(own_caption_first, num_images, self._retrieval.chance)
+            diversity = within_caption_distance(pictures.rows, judged.small_images[pictures.places])
+        protocol: dict[str, Any] = {
             "num_images": num_images,
-            "num_splits": num_splits,
-            "seed": seed,
-            "resizer": f"antialiased bilinear to {classifier.input_size} (classifier), {retrieval.resizer} (encoder)",
-            "classifier": classifier.network_name,
-            "classifier_num_classes": len(classifier.class_ids),
-            "classifier_held_out_accuracy": classifier.held_out_accuracy,
-            "classifier_sha256": classifier.sha256,
-            **retrieval.protocol,
-        },
-    }
+            "num_real_images": len(self._real),
+            "num_splits": self._num_splits,
+            "seed": self._seed,
+            "resizer": f"antialiased bilinear to {self._classifier.input_size} (classifier), "
+            f"{self._retrieval.resizer} (encoder)",
+            "classifier": self._classifier.network_name,
+            "classifier_num_classes": self._classifier.num_classes,
+            "classifier_held_out_accuracy": self._classifier.held_out_accuracy,
+            "classifier_sha256": self._classifier.sha256,
+            **self._retrieval.protocol,
+            "scoring_code_sha256": self._code_sha256,
+        }
+        return {
+            "image_size": pictures.image_size,
+            "inception_score": {
+                "mean": round(inception.mean, 6),
+                "std": round(inception.std, 6),
+                "sample_std": None if math.isnan(inception.sample_std) else round(inception.sample_std, 6),
+                "low": round(inception.interval[0], 6),
+                "high": round(inception.interval[1], 6),
+            },
+            **{key: to_real and round(to_real[key], 6) for key in ("fid", "kid", "precision", "recall")},
+            "r_precision": retrieved,
+            "class_agreement": self._class_agreement(pictures, log_p) if pictures.has_captions else None,
+            "within_caption_distance": diversity,
+            "nearest_train_distance": None if method == REAL_TRAIN else self._nearest_train_distance(features),
+            "protocol": protocol,
+            "fingerprint": fingerprint(protocol),
+        }
+
+    def neighbours_of(self, pictures: PictureSet, judged: Judged, train_ids: Sequence[int]) -> list[Scores]:
+        """Return some pictures of a method with the training pictures nearest to them in the classifier's features."""
+        rows = chosen_rows([row["class_id"] for row in pictures.rows], NUM_NEIGHBOUR_ROWS, self._seed)
+        features = torch.from_numpy(judged.features)[torch.from_numpy(pictures.places[rows])]
+        distances, places = nearest(features, self._train, min(NUM_NEIGHBOURS, len(self._train)))
+        return [
+            {
+                "sample_id": pictures.rows[row]["sample_id"],
+                "image_ids": [train_ids[place] for place in of_row.tolist()],
+                "distances": [round(distance, 6) for distance in to_row.tolist()],
+            }
+            for row, of_row, to_row in zip(rows, places, distances, strict=True)
+        ]
+
+    def _class_agreement(self, pictures: PictureSet, log_p: Tensor) -> Scores | None:
+        class_ids = self._classifier.class_ids
+        unknown = {row["class_id"] for row in pictures.rows} - set(class_ids)
+        if self._classifier.classes == "imagenet" or (unknown and self._classifier.classes == "train"):
+            return None
+        if unknown:
+            raise ValueError(
+                f"the classifier does not know class {min(unknown)}: rerun train_classifier on this data set"
+            )
+        guesses = np.array(class_ids)[log_p.argmax(dim=1).numpy()]
+        share = float(np.mean(guesses == [row["class_id"] for row in pictures.rows]))
+        return _share(share, len(pictures.rows), 1 / len(class_ids))
+
+    def _nearest_train_distance(self, features: Tensor) -> float:
+        """Average over pictures the distance to the nearest training picture: far below real ones' is copying."""
+        return round(float(nearest(features, self._train, 1)[0].mean()), 6)
 
 
 def _share(value: float, num_images: int, chance: float) -> Scores:
     """Describe a share of pictures, with the standard error of so many independent ones."""
     standard_error = math.sqrt(value * (1 - value) / num_images)
     return {"value": round(value, 6), "standard_error": round(standard_error, 6), "chance": round(chance, 6)}
-
-
-def area_reduced(images: Images, size: int) -> Images:
-    """Average blocks of (N, S, S, 3) uint8 pictures to (N, size, size, 3) uint8, rounded to the nearest.
-
-    Raises:
-        ValueError: S is no multiple of `size`.
-    """
-    factor, rest = divmod(images.shape[1], size)
-    if rest or not factor:
-        raise ValueError(f"pictures of {images.shape[1]}x{images.shape[2]}; the scores need a multiple of {size}")
-    sums = images.reshape(-1, size, factor, size, factor, 3).sum(axis=(2, 4), dtype=np.uint32)
-    return ((sums + factor**2 // 2) // factor**2).astype(np.uint8)
 
 
 def within_caption_distance(rows: Sequence[dict[str, Any]], images: Images) -> Scores | None:
@@ -183,43 +262,37 @@ class _Retrieval:
         crops_dir: Path,
         text_encoder_dir: Path,
         classifier: Classifier,
-        captions: Sequence[str],
+        real: PictureSet,
         num_wrong_captions: int,
         batch_size: int,
         seed: int,
         device: str,
     ):
-        self._image_encoder = load_image_encoder(text_encoder_dir, device, classifier)
-        self._sees_small = isinstance(self._image_encoder, ImageEncoder)
+        sees_small = isinstance(load_image_encoder(text_encoder_dir, device, classifier), ImageEncoder)
         text_encoder = load_text_encoder(text_encoder_dir, device)
         images = read_images(crops_dir, "test")
         test_captions = [caption for image in images for caption in image["captions"]]
-        texts = sorted({*captions, *test_captions})
+        texts = sorted({*(row["caption"] for row in real.rows), *test_captions})
         self._place = {text: place for place, text in enumerate(texts)}
         self._embeddings = text_encoder.encode(texts, batch_size)
         self._places = np.array([self._place[caption] for caption in test_captions])
         self._class_ids = np.array([image["class_id"] for image in images for _ in image["captions"]])
         self._num_wrong = num_wrong_captions
-        self._batch_size = batch_size
         self._seed = seed
         self.chance = 1 / (num_wrong_captions + 1)
-        self.resizer = f"area to {SMALL_SIZE}" if self._sees_small else "the classifier's"
+        self.resizer = f"area to {SMALL_SIZE}" if sees_small else "the classifier's"
         self.protocol = {
             "num_wrong_captions": num_wrong_captions,
             "text_encoder": text_encoder.name,
             "text_encoder_sha256": text_encoder.sha256,
         }
 
-    def features_of(self, images: Images, small_images: Images) -> Tensor:
-        """Encode N pictures, given at their own size and at SMALL_SIZE: (N, embedding_dim) float32."""
-        return encode_images(self._image_encoder, small_images if self._sees_small else images, self._batch_size)
-
     def r_precision(self, rows: Sequence[dict[str, Any]], features: Tensor) -> float:
         """Return the share of pictures whose own caption comes first (see pipeline.text.retrieval).
 
         Args:
             rows: N rows of samples.parquet.
-            features: (N, embedding_dim) of their pictures.
+            features: (N, embedding_dim) of the image encoder.
         """
         others = {class_id: self._captions_of_others(class_id) for class_id in {row["class_id"] for row in rows}}
         num_first = 0.0

@@ -4,15 +4,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.pictures import REAL
+from pipeline.evaluation.pictures import NOISE, REAL, REAL_TRAIN
+from pipeline.evaluation.protocol import require_comparable
 
 # From the upper bound to the lower one.
 METHOD_NAMES = {
     REAL: "Real",
+    REAL_TRAIN: "Real, training classes",
     "stackgan": "Stage-II",
     "stage1": "Stage-I",
     "untrained": "Untrained",
+    NOISE: "Noise",
 }
+BOUNDS = (REAL, REAL_TRAIN, NOISE)
 
 
 def method_name(method: str) -> str:
@@ -21,10 +25,15 @@ def method_name(method: str) -> str:
 
 
 def verdict(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say in plain words whether the trained generator follows its captions more often than the untrained one."""
+    """Say in plain words whether the trained generator follows its captions more often than the untrained one.
+
+    Raises:
+        ValueError: the two were not scored by one protocol.
+    """
     trained = next((method for method in ("stackgan", "stage1") if method in methods), None)
     if trained is None or "untrained" not in methods:
         return ["There are no scores of a trained and an untrained generator to compare, so nothing can be said of it."]
+    require_comparable({method_name(method): methods[method]["protocol"] for method in (trained, "untrained")})
     name, num_wrong = METHOD_NAMES[trained], methods[trained]["protocol"]["num_wrong_captions"]
     sentences = [
         f"The text encoder ranks a {name} picture's own caption above {num_wrong} captions of other classes in "

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.allocation import keep_freed_memory
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.transforms import PictureTransform
-from pipeline.gan.allocation import keep_freed_memory
 from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, latest_checkpoint, newest_whole
 from pipeline.gan.guards import all_finite, require_finite, warnings_of
 from pipeline.gan.job import (
