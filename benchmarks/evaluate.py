@@ -116,7 +116,8 @@ def score_theirs(folder: Path, count: int) -> dict[str, float]:
     found = torch_fidelity.calculate_metrics(
         **{f"input{number}": str(folder / f"{of}_png") for number, of in enumerate(SETS, start=1)},
         feature_extractor=name, isc=True, fid=True, kid=True, prc=True, isc_splits=NUM_SPLITS, rng_seed=SEED,
-        batch_size=BATCH_SIZE, cuda=torch.cuda.is_available(), cache=False, verbose=False, kid_subset_size=min(KID_SUBSET_SIZE, count),
+        batch_size=BATCH_SIZE, cuda=torch.cuda.is_available(),
+        cache=False, verbose=False, kid_subset_size=min(KID_SUBSET_SIZE, count),
     )  # fmt: skip
     return {
         "mean": found["inception_score_mean"],

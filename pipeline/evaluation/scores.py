@@ -222,7 +222,7 @@ class _Scorer:
         return _share(share, len(pictures.rows), 1 / len(class_ids))
 
     def _nearest_train_distance(self, features: Tensor) -> float:
-        """Average over pictures the distance to the nearest training picture: far below real ones' is copying."""
+        """Average over pictures the distance to the nearest training picture: near 0 where they are copies."""
         return round(float(nearest(features, self._train, 1)[0].mean()), 6)
 
 
