@@ -114,3 +114,29 @@ def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Pat
 
     with pytest.raises(ValueError, match=f"captions_per_image is 9; a picture has {CAPTIONS_PER_IMAGE}"):
         generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, batch_size=5, seed=1)
+
+
+def test_samples_in_several_shards_are_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_training_set(tmp_path)
+    new_stage(1, ARCHITECTURE, seed=0).save(tmp_path / "stage1")
+    new_stage(2, ARCHITECTURE, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
+    for name, size in (("one", 500), ("several", 5)):
+        monkeypatch.setattr("pipeline.gan.sampling.IMAGES_PER_SHARD", size)
+        generate_samples(
+            stage1_dir=tmp_path / "stage1",
+            stage2_dir=tmp_path / "stage2",
+            crops_dir=tmp_path / "crops",
+            embeddings_dir=tmp_path / "embeddings",
+            out_dir=tmp_path / name,
+            captions_per_image=2,
+            batch_size=5,
+            seed=1,
+        )
+    rows = [read_table(tmp_path / name / "samples.parquet", "samples/v1").to_pylist() for name in ("one", "several")]
+    assert rows[0] == rows[1]
+    assert len(list((tmp_path / "several" / "stackgan").glob("shard_*.arrow"))) == 3  # 12 pictures
+    one, several = (ImageShards(tmp_path / name / "stackgan", 256) for name in ("one", "several"))
+    assert one.image_ids == several.image_ids == [row["sample_id"] for row in rows[0] if row["method"] == "stackgan"]
+    assert np.array_equal(one.all(), several.all())
+    grids = [(tmp_path / name / "grid_stackgan.png").read_bytes() for name in ("one", "several")]
+    assert grids[0] == grids[1]

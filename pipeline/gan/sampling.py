@@ -21,6 +21,7 @@ BATCH_SIZE = 16
 GRID_TILE = 128  # pixels a picture on a grid
 GRID_TEXT = 260  # pixels for a caption
 GRID_ROWS = 8  # captions on the grid of a method
+IMAGES_PER_SHARD = 500
 
 
 def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size: int = BATCH_SIZE) -> Images:
@@ -137,14 +138,19 @@ def generate_samples(
     records: list[dict[str, Any]] = []
     with replaced_folder(out_dir) as partial_dir:
         for method, stage in methods.items():
-            painted = paint(stage, texts, seeds, batch_size)
-            ids = list(range(len(records), len(records) + len(rows)))
-            write_shard(shard_path(partial_dir / method, 0), ids, {stage.image_size: painted})
-            records += [
-                {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
-                for row, sample_id, sample_seed in zip(rows, ids, seeds, strict=True)
-            ]
             shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int)
-            grid = captioned_grid(painted[shown][:, None], [str(rows[index]["caption"]) for index in shown])
+            on_grid: list[Images] = []
+            # A shard at a time, for 30,000 pictures of 256x256 are 6 GB.
+            for number, start in enumerate(range(0, len(rows), IMAGES_PER_SHARD)):
+                part = slice(start, start + IMAGES_PER_SHARD)
+                painted = paint(stage, texts[part], seeds[part], batch_size)
+                ids = [len(records) + index for index in range(len(painted))]
+                write_shard(shard_path(partial_dir / method, number), ids, {stage.image_size: painted})
+                records += [
+                    {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
+                    for row, sample_id, sample_seed in zip(rows[part], ids, seeds[part], strict=True)
+                ]
+                on_grid += [painted[index - start] for index in shown if start <= index < start + len(painted)]
+            grid = captioned_grid(np.stack(on_grid)[:, None], [str(rows[index]["caption"]) for index in shown])
             grid.save(partial_dir / f"grid_{method}.png")
         write_table(partial_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
