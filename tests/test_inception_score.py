@@ -139,6 +139,22 @@ def inception_score_of_one_split(logits: Tensor) -> float:
     return math.exp((p * (p / p.mean(dim=0)).log()).sum(dim=1).mean())
 
 
+def test_the_interval_lies_around_the_score_though_repetitions_lower_that_of_a_resample() -> None:
+    logits = 3 * draw_logits(12, seed=3)
+    score = inception_score(logits, num_splits=1, seed=0)
+    low, high = score.interval
+    assert low < score.mean < high
+    drawn = [logits[torch.from_numpy(np.random.default_rng(seed).integers(12, size=12))] for seed in range(2000)]
+    resampled = np.array([inception_score_of_one_split(rows) for rows in drawn])
+    assert score.mean - resampled.mean() > 0.1 * (high - low)  # which is what is made good
+    assert high - score.mean == pytest.approx(np.quantile(resampled, 0.975) - resampled.mean(), rel=0.1)
+
+
+def test_the_interval_ends_at_the_scores_that_there_can_be() -> None:
+    low, high = inception_score(pure_log_probabilities(8, 8), num_splits=1, seed=0).interval
+    assert high == 8 and 5 < low < 8
+
+
 def test_the_interval_narrows_with_the_count_and_is_a_point_where_pictures_are_alike() -> None:
     few, many = (inception_score(draw_logits(count, seed=2), num_splits=1, seed=0).interval for count in (100, 1600))
     assert 3 < (few[1] - few[0]) / (many[1] - many[0]) < 5.5  # 4 for independent pictures

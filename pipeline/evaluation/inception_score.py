@@ -124,4 +124,5 @@ def _interval(splits: Sequence[Tensor], mean: float, generator: np.random.Genera
             resampled[start : start + _RESAMPLES_AT_ONCE] += scores.numpy() / len(splits)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, (tail, 1 - tail)) - resampled.mean() + mean
-    return float(low), float(high)
+    num_classes = splits[0].shape[1]
+    return max(float(low), 1.0), min(float(high), float(num_classes))
