@@ -41,7 +41,10 @@ def test_fid_is_the_closed_form_between_two_normal_distributions() -> None:
 
 def test_kid_is_the_unbiased_discrepancy_of_a_cubic_kernel() -> None:
     one, other = normal(30, 5, 0), 1.5 * normal(30, 5, 1) + 0.3
-    kernel = lambda a, b: (a @ b.T / 5 + 1) ** 3  # noqa: E731
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 5 + 1) ** 3
+
     off_diagonal = ~torch.eye(30, dtype=torch.bool)
     expected = (
         kernel(one, one)[off_diagonal].mean()

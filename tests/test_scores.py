@@ -29,6 +29,7 @@ from pipeline.text.retrieval import r_precision
 from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_encoders, write_samples
 
 NUM_WRONG = 7
+CLASSIFIER: dict[str, Any] = dict(held_out_share=0.2, num_epochs=1, batch_size=4, learning_rate=1e-3, seed=0)
 
 
 class Inputs(NamedTuple):
@@ -67,11 +68,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         network="resnet18",
         weights="none",
         classes="test",
-        held_out_share=0.2,
-        num_epochs=10,
-        batch_size=4,
-        learning_rate=1e-3,
-        seed=0,
+        **CLASSIFIER | {"num_epochs": 10},
     )
     return inputs
 
@@ -215,20 +212,13 @@ def test_area_reduction_averages_blocks_and_rounds() -> None:
 
 def test_features_of_the_classifier_are_scored_as_they_were_trained_on(inputs: Inputs, tmp_path: Path) -> None:
     classifier_dir, encoder_dir = tmp_path / "classifier", tmp_path / "text_encoder"
-    settings: dict[str, Any] = {
-        "held_out_share": 0.2,
-        "num_epochs": 1,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "seed": 0,
-    }
     train_classifier(
         crops_dir=inputs.crops_dir,
         models_dir=classifier_dir,
         network="resnet18",
         weights="none",
         classes="train",
-        **settings,
+        **CLASSIFIER,
     )
     classifier = load_classifier(classifier_dir)
     write_encoders(encoder_dir)
@@ -254,11 +244,7 @@ def test_an_imagenet_network_scores_pictures_but_names_no_class(inputs: Inputs, 
         network="inception_v3",
         weights=str(tmp_path / "inception.safetensors"),
         classes="imagenet",
-        held_out_share=0.2,
-        num_epochs=1,
-        batch_size=4,
-        learning_rate=1e-3,
-        seed=0,
+        **CLASSIFIER,
     )
     images = read_images(inputs.crops_dir, "test")[:4]
     write_samples(tmp_path / "samples", images, {"stage1": paint_truth(64)})

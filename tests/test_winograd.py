@@ -98,7 +98,7 @@ def test_it_pays_for_wide_layers_many_tiles_and_full_precision() -> None:
     assert not pays(torch.zeros(4, 128, 9, 8), weight, CONV_3X3)
     assert not pays(torch.zeros(64, 128, 6, 8), weight, CONV_4X4_STRIDE_2)
     assert not pays(x.to("meta"), weight.to("meta"), CONV_3X3)
-    assert not pays(x.bfloat16(), weight, CONV_3X3)
+    assert not pays(x.bfloat16(), weight.bfloat16(), CONV_3X3)
     with torch.autocast("cpu", torch.bfloat16):
         assert not pays(x, weight, CONV_3X3)
 

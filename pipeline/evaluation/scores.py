@@ -101,10 +101,13 @@ def evaluate_samples(
         map_jobs=map_jobs,
     )
     classifier = load_classifier(classifier_dir, device)
+    retrieval = _Retrieval(
+        crops_dir, text_encoder_dir, classifier, real, num_wrong_captions, batch_size, seed, device
+    )  # fmt: skip
     judged = {method: judges.judge(methods[method]) for method in (REAL, REAL_TRAIN)}
     scorer = _Scorer(
         classifier,
-        _Retrieval(crops_dir, text_encoder_dir, classifier, real, num_wrong_captions, batch_size, seed, device),
+        retrieval,
         real_features=judged[REAL].features,
         train_features=judged[REAL_TRAIN].features,
         num_splits=num_splits,

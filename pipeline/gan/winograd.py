@@ -84,7 +84,7 @@ def pays(x: Tensor, weight: Tensor, algorithm: Algorithm) -> bool:
         and min(weight.shape[:2]) >= _WIDE
         and n * height * width >= _MANY * algorithm.stride**2
         and height % algorithm.stride == width % algorithm.stride == 0
-        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -113,14 +113,12 @@ class _Winograd(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.algorithm = algorithm
         pixels = x.permute(0, 2, 3, 1)  # (N, H, W, I)
-        rows, columns = (size // algorithm.stride for size in pixels.shape[1:3])
+        rows, columns, num_at_once = _tiles(pixels, algorithm)
         kernel = _sums_of_weights(weight, algorithm).transpose(1, 2)
-        m = len(algorithm.outputs)
-        shape = (len(x), len(weight), rows * m, columns * m)
+        shape = (len(x), len(weight), 2 * rows, 2 * columns)
         result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        outputs = result.permute(0, 2, 3, 1).view(len(x), rows, m, columns, m, len(weight))
-        num = max(1, _TILES // (rows * columns))
-        for some, target in zip(pixels.split(num), outputs.split(num), strict=True):
+        outputs = result.permute(0, 2, 3, 1).view(len(x), rows, 2, columns, 2, len(weight))
+        for some, target in zip(pixels.split(num_at_once), outputs.split(num_at_once), strict=True):
             _outputs_of_products(torch.bmm(_sums_of_pixels(some, algorithm), kernel), algorithm, target)
         return result
 
@@ -130,15 +128,13 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         algorithm: Algorithm = ctx.algorithm
         pixels = x.permute(0, 2, 3, 1)
-        rows, columns = (size // algorithm.stride for size in pixels.shape[1:3])
-        m = len(algorithm.outputs)
-        outputs = gradient.permute(0, 2, 3, 1).reshape(len(x), rows, m, columns, m, len(weight))
+        rows, columns, num_at_once = _tiles(pixels, algorithm)
+        outputs = gradient.permute(0, 2, 3, 1).reshape(len(x), rows, 2, columns, 2, len(weight))
         kernel = _sums_of_weights(weight, algorithm)
         to_pixels = torch.empty_like(pixels) if ctx.needs_input_grad[0] else None
         to_kernel: Tensor | None = None
-        num = max(1, _TILES // (rows * columns))
-        for start in range(0, len(x), num):
-            some = slice(start, start + num)
+        for start in range(0, len(x), num_at_once):
+            some = slice(start, start + num_at_once)
             products = _products_of_outputs(outputs[some], algorithm)
             if to_pixels is not None:
                 to_pixels[some] = _pixels_of_sums(torch.bmm(products, kernel), algorithm, pixels[some].shape)
@@ -152,10 +148,16 @@ class _Winograd(torch.autograd.Function):
         )
 
 
+def _tiles(pixels: Tensor, algorithm: Algorithm) -> tuple[int, int, int]:
+    """(n, H, W, I) -> rows and columns of tiles, and how many pictures are worked on at once."""
+    rows, columns = (size // algorithm.stride for size in pixels.shape[1:3])
+    return rows, columns, max(1, _TILES // (rows * columns))
+
+
 def _sums_of_pixels(pixels: Tensor, algorithm: Algorithm) -> Tensor:
     """(n, H, W, I) -> (products, n * tiles, phases * I), products and phases of both axes."""
-    n, height, width, dim = pixels.shape
-    rows, columns = height // algorithm.stride, width // algorithm.stride
+    n, height, _, dim = pixels.shape
+    rows, columns, _ = _tiles(pixels, algorithm)
     q, p = algorithm.num_products, len(algorithm.inputs)
     padded = F.pad(pixels, (0, 0, 1, 1, 1, 1))
     across = pixels.new_empty((q, n, height + 2, columns, p, dim))
@@ -222,9 +224,9 @@ def _weights_of_sums(sums: Tensor, algorithm: Algorithm, shape: torch.Size) -> T
 def _outputs_of_products(products: Tensor, algorithm: Algorithm, target: Tensor) -> None:
     """(products, n * tiles, O) -> target, (n, tiles down, 2, tiles across, 2, O)."""
     q = algorithm.num_products
-    n, rows, m, columns, _, dim = target.shape
+    n, rows, _, columns, _, dim = target.shape
     both = products.view(q, q, n, rows, columns, dim)
-    across = products.new_empty((m, q, n, rows, columns, dim))
+    across = products.new_empty((2, q, n, rows, columns, dim))
     _sum(algorithm.outputs, both.unbind(0), across.unbind(0))
     for half, some in enumerate(across):
         _sum(algorithm.outputs, some.unbind(0), target[:, :, :, :, half].unbind(2))
@@ -233,9 +235,9 @@ def _outputs_of_products(products: Tensor, algorithm: Algorithm, target: Tensor)
 def _products_of_outputs(outputs: Tensor, algorithm: Algorithm) -> Tensor:
     """Return the adjoint of `_outputs_of_products`."""
     q = algorithm.num_products
-    n, rows, m, columns, _, dim = outputs.shape
+    n, rows, _, columns, _, dim = outputs.shape
     adjoint = list(zip(*algorithm.outputs, strict=True))
-    across = outputs.new_empty((q, n, rows, m, columns, dim))
+    across = outputs.new_empty((q, n, rows, 2, columns, dim))
     both = outputs.new_empty((q, q, n, rows, columns, dim))
     _sum(adjoint, outputs.unbind(4), across.unbind(0))
     _sum(adjoint, across.unbind(3), both.unbind(1))
