@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.data.files import write_json
 from pipeline.data.tables import read_images
 from pipeline.evaluation.charts import MAX_POINTS, area_chart, loss_chart
-from pipeline.evaluation.pictures import chosen_rows, read_samples, real_train
+from pipeline.evaluation.pictures import chosen_rows, picture_at, read_samples, real_parts
 from pipeline.evaluation.report import flattened, read_curves, write_report
 from pipeline.evaluation.verdict import common_protocol, verdict
 from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_samples
@@ -284,10 +284,10 @@ def test_generated_pictures_stand_beside_their_nearest_training_pictures(inputs:
     assert len(uris) == 2 * 4
     for text in ("Stage-II, generated", "real, at 1.0", "real, at 2.1", "real, at 3.0"):
         assert section.count(f"<figcaption>{text}</figcaption>") == 2
-    train = real_train(inputs.crops_dir, 1, seed=0)
+    _, train_parts = real_parts(inputs.crops_dir, "train")
     for place in range(3):
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uris[1 + place]))), np.float32)
-        assert np.abs(shown - train.picture_at(place)).mean() < 8  # JPEG, of noisy pictures
+        assert np.abs(shown - picture_at(train_parts, place)).mean() < 8  # JPEG, of noisy pictures
 
 
 def test_neighbours_of_other_samples_are_refused(inputs: Inputs, tmp_path: Path) -> None:

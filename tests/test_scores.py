@@ -20,7 +20,15 @@ from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import load_classifier, new_network
 from pipeline.evaluation.classifier_training import train_classifier
 from pipeline.evaluation.judging import Judged, JudgeJob, area_reduced
-from pipeline.evaluation.pictures import PictureSet, noise, read_samples, real_counterparts, real_train
+from pipeline.evaluation.pictures import (
+    PictureSet,
+    noise,
+    picture_at,
+    read_samples,
+    real_counterparts,
+    real_parts,
+    real_train,
+)
 from pipeline.evaluation.protocol import fingerprint
 from pipeline.evaluation.scores import evaluate_samples, within_caption_distance
 from pipeline.text.encoders import load_text_encoder
@@ -116,15 +124,14 @@ def test_what_means_nothing_for_a_bound_is_left_empty(scores: dict[str, Any]) ->
 
 
 def test_a_generator_that_copies_its_training_pictures_is_found_out(inputs: Inputs, tmp_path: Path) -> None:
-    train = real_train(inputs.crops_dir, 1, seed=0)
+    train_ids, train_parts = real_parts(inputs.crops_dir, "train")
     images = read_images(inputs.crops_dir, "test")
-    methods = {"stage1": paint_truth(256), "stackgan": lambda row: train.picture_at(row["seed"] % 5 + 3)}
+    methods = {"stage1": paint_truth(256), "stackgan": lambda row: picture_at(train_parts, row["seed"] % 5 + 3)}
     write_samples(tmp_path, images, methods)
     result = inputs.evaluate(samples_dir=tmp_path)
     distances = {method: found["nearest_train_distance"] for method, found in result["methods"].items()}
     assert distances["stackgan"] < 0.01 * distances["real_test"]
     assert distances["stage1"] > 0.5 * distances["real_test"]
-    train_ids = [image["image_id"] for image in read_images(inputs.crops_dir, "train")]
     seed_of = {row["sample_id"]: row["seed"] for row in read_samples(tmp_path)["stackgan"].rows}
     copies = result["neighbours"]["stackgan"]
     assert len(copies) == 6

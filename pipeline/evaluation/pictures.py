@@ -75,15 +75,16 @@ class PictureSet:
 
     def picture_of(self, row: int) -> Images:
         """Copy the picture of a row: (S, S, 3) uint8."""
-        return self.picture_at(int(self.places[row]))
+        return picture_at(self.parts, int(self.places[row]))
 
-    def picture_at(self, place: int) -> Images:
-        """Copy a picture by its place among all: (S, S, 3) uint8."""
-        for part in self.parts:
-            if place < part.count:
-                return part.load()[place].copy()
-            place -= part.count
-        raise AssertionError(f"{place} places too far")
+
+def picture_at(parts: Sequence[Part], place: int) -> Images:
+    """Copy a picture by its place among all of the parts: (S, S, 3) uint8."""
+    for part in parts:
+        if place < part.count:
+            return part.load()[place].copy()
+        place -= part.count
+    raise AssertionError(f"{place} places too far")
 
 
 def batches(images: Images, batch_size: int) -> Iterator[Images]:
@@ -112,7 +113,7 @@ def real_counterparts(crops_dir: Path, samples: Iterable[PictureSet]) -> Picture
     Raises:
         ValueError: shards are missing, or are not those of images.parquet, or do not hold a sample's picture.
     """
-    image_ids, parts = _real_parts(crops_dir, "test")
+    image_ids, parts = real_parts(crops_dir, "test")
     place_of = {image_id: place for place, image_id in enumerate(image_ids)}
     captioned = {(row["image_id"], row["caption_id"]): row for pictures in samples for row in pictures.rows}
     rows: list[dict[str, Any]] = [
@@ -133,7 +134,7 @@ def real_train(crops_dir: Path, count: int, seed: int) -> PictureSet:
     Raises:
         ValueError: shards are missing, or are not those of images.parquet.
     """
-    image_ids, parts = _real_parts(crops_dir, "train")
+    image_ids, parts = real_parts(crops_dir, "train")
     order = np.random.default_rng(seed).permutation(len(image_ids))
     places = np.resize(order, count).astype(np.int64)
     rows = [{"sample_id": index, "image_id": image_ids[place]} for index, place in enumerate(places)]
@@ -162,7 +163,12 @@ def chosen_rows(class_ids: Sequence[int], count: int, seed: int) -> list[int]:
     return [order[position] for position in by_round[:count]]
 
 
-def _real_parts(crops_dir: Path, split: str) -> tuple[list[int], tuple[ShardPart, ...]]:
+def real_parts(crops_dir: Path, split: str) -> tuple[list[int], tuple[ShardPart, ...]]:
+    """Return the ids of a split's pictures, and the parts that hold their central 256 of 304 pixels.
+
+    Raises:
+        ValueError: shards are missing, or are not those of images.parquet.
+    """
     image_ids, parts = _read_parts(crops_dir / split, REAL_LOAD_SIZE, REAL_CROP_SIZE)
     if image_ids != [image["image_id"] for image in read_images(crops_dir, split)]:
         raise ValueError(f"{crops_dir / split} does not hold the pictures of images.parquet; rerun `dvc repro`")

@@ -16,9 +16,16 @@ from PIL import Image
 
 from pipeline.data.files import replaced_file
 from pipeline.data.shards import Images
-from pipeline.data.tables import read_images
 from pipeline.evaluation.charts import area_chart, loss_chart
-from pipeline.evaluation.pictures import REAL, PictureSet, chosen_rows, read_samples, real_counterparts, real_train
+from pipeline.evaluation.pictures import (
+    REAL,
+    PictureSet,
+    chosen_rows,
+    picture_at,
+    read_samples,
+    real_counterparts,
+    real_parts,
+)
 from pipeline.evaluation.published import PUBLISHED_DATASETS, TABLE_1, TABLE_2
 from pipeline.evaluation.verdict import BOUNDS, METHOD_NAMES, common_protocol, method_name, verdict
 
@@ -136,8 +143,9 @@ def neighbour_rows(
     method = next((method for method in ("stackgan", "stage1") if method in neighbours and method in samples), None)
     if method is None:
         return []
-    pictures, train = samples[method], real_train(crops_dir, 1, seed=0)
-    place_of = {image["image_id"]: place for place, image in enumerate(read_images(crops_dir, "train"))}
+    pictures = samples[method]
+    train_ids, train_parts = real_parts(crops_dir, "train")
+    place_of = {image_id: place for place, image_id in enumerate(train_ids)}
     row_of = {row["sample_id"]: index for index, row in enumerate(pictures.rows)}
     rows: list[SampleRow] = []
     for entry in neighbours[method]:
@@ -146,7 +154,7 @@ def neighbour_rows(
             raise ValueError("reports/evaluate_inception.json is of other samples; rerun `dvc repro`")
         shown = [(f"{method_name(method)}, generated", data_uri(pictures.picture_of(index)))]
         for image_id, distance in zip(entry["image_ids"], entry["distances"], strict=True):
-            shown.append((f"real, at {distance:.1f}", data_uri(train.picture_at(place_of[image_id]))))
+            shown.append((f"real, at {distance:.1f}", data_uri(picture_at(train_parts, place_of[image_id]))))
         rows.append(SampleRow(pictures.rows[index]["caption"], shown))
     return rows
 

@@ -33,6 +33,7 @@ from pipeline.evaluation.pictures import (
     noise,
     read_samples,
     real_counterparts,
+    real_parts,
     real_train,
 )
 from pipeline.evaluation.protocol import fingerprint, scoring_code_sha256
@@ -113,7 +114,7 @@ def evaluate_samples(
         num_splits=num_splits,
         seed=seed,
     )
-    train_ids = [image["image_id"] for image in read_images(crops_dir, "train")]
+    train_ids, _ = real_parts(crops_dir, "train")
     results: dict[str, Scores] = {}
     neighbours: dict[str, list[Scores]] = {}
     for method, pictures in methods.items():
