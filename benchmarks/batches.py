@@ -105,7 +105,9 @@ def training_set_of(folder: Path, load_size: int, num_captions: int, embedding_d
     """Return shards with random texts, in fifty classes."""
     shards = ImageShards(folder, load_size)
     texts = torch.randn(len(shards), num_captions, embedding_dim, generator=torch.Generator().manual_seed(0))
-    return TrainingSet(shards=shards, class_ids=np.arange(len(shards)) % 50, embeddings=texts)
+    return TrainingSet(
+        shards=shards, class_ids=np.arange(len(shards)) % 50, embeddings=texts, boxes=torch.zeros(len(shards), 4)
+    )
 
 
 def synthetic_shards(folder: Path) -> None:

@@ -223,14 +223,17 @@ class GanParams:
     text_twice: bool  # Stage-II's generator gets the text again
     num_residual_blocks: int  # of the Stage-II generator; the paper: 2 for 128, 4 for 256
     bottleneck_residuals: bool  # in Stage-I's generator and both discriminators
+    upsampling: Literal["nearest", "deconvolution"]  # of Stage-I's generator; the latter: GAN-INT-CLS and GAWWN
     sketch_layer: bool  # one more layer before Stage-I's picture
     joint_kernel: Literal[1, 3]  # of D's joint convolution, and of those that reduce Stage-II's features before it
     third_activation: bool  # after the third convolution of Stage-I's D, where the TensorFlow release forgot it
-    discriminator_text: Literal["own", "mu"]  # D compresses the text itself, or sees the mean of G's code
+    # D compresses the text itself, normalises that too (GAN-INT-CLS), or sees the mean of G's code.
+    discriminator_text: Literal["own", "own_normalised", "mu"]
     unconditional_head: bool  # Stage-II's D also judges pictures without their text
     logit_bias: bool
     truncated_weights: bool  # convolutions begin from a normal distribution cut at two standard deviations
     spectral_normalisation: bool  # of D; not in the paper
+    box_conditioned: bool  # GAWWN's networks in Stage-I's place: told the object's box beside the text
 
     # Their training.
     captions_averaged: int  # embeddings of so many random captions are averaged for a training pair
@@ -238,6 +241,7 @@ class GanParams:
     adversarial_loss: Literal["bce", "hinge"]
     kl_form: Literal["mean", "sum"]  # over the dimensions of the conditioning code
     kl_weight: float
+    interpolation_weight: float  # of G's loss on texts half-way between two of its batch; 1: GAN-INT-CLS; 0: none
     redraw_noise: bool  # G's update paints anew with fresh noise
     stage1_batch_statistics: bool  # the frozen Stage-I normalises by its batch while Stage-II is trained
     gradient_penalty: Literal["none", "r1", "matching_aware"]  # not in the paper
@@ -255,15 +259,21 @@ class GanParams:
             "captions_averaged",
         )
         _require_positive(self, *keys)
-        for key in ("kl_weight", "gradient_penalty_weight"):
+        for key in ("kl_weight", "interpolation_weight", "gradient_penalty_weight"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 for none, or below 1, such as 0.999")
         halved = self.generator_dim % 8 == 0
         _require(halved, "generator_dim", self.generator_dim, "a multiple of 8 (its layers halve it)")
         refined = self.stage2_size == "none" or self.stage1_size == 64
         _require(refined, "stage1_size", self.stage1_size, "64 where a Stage-II refines it, or set stage2_size to none")
-        own = self.text_twice or self.discriminator_text == "own"
-        _require(own, "discriminator_text", self.discriminator_text, "own where text_twice is false")
+        own = self.text_twice or self.discriminator_text != "mu"
+        _require(own, "discriminator_text", self.discriminator_text, "own or own_normalised where text_twice is false")
+        if self.box_conditioned:
+            own_text = "own or own_normalised where box_conditioned is true"
+            _require(self.stage2_size == "none", "stage2_size", self.stage2_size, "none where box_conditioned is true")
+            _require(self.discriminator_text != "mu", "discriminator_text", self.discriminator_text, own_text)
+            remedy = "other_text or next_text where box_conditioned is true (a box belongs to its picture)"
+            _require(self.wrong_pairs != "other_image", "wrong_pairs", self.wrong_pairs, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

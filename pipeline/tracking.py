@@ -63,7 +63,7 @@ class StageNode:
 
     name: str
     dataset: str
-    params: dict[str, Any]  # section -> its keys
+    params: dict[str, Any]  # section -> those of its keys that the stage depends on
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     reports: tuple[str, ...]  # metrics and plots: small files that git shows
@@ -89,12 +89,21 @@ def read_stage_node(stage: str) -> StageNode:
     return StageNode(
         name=stage,
         dataset=str(params["dataset"]["name"]),
-        params={section: params[section] for section in node.get("params", [])},
+        params=_named(node.get("params", []), params),
         deps=deps,
         outs=_paths(node, ("outs",), params),
         reports=_paths(node, ("metrics", "plots"), params),
         upstream={path: writers[path] for path in deps if path in writers},
     )
+
+
+def _named(names: Sequence[str], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `names`, each a section or a section.key, name of params.yaml."""
+    named: dict[str, Any] = {}
+    for name in names:
+        section, _, key = name.partition(".")
+        named.setdefault(section, {}).update({key: params[section][key]} if key else params[section])
+    return named
 
 
 def _paths(node: Mapping[str, Any], keys: Sequence[str], params: Mapping[str, Any]) -> tuple[str, ...]:

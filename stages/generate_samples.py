@@ -18,6 +18,7 @@ def main(stage1_dir: Path, stage2_dir: Path, crops_dir: Path, embeddings_dir: Pa
         )  # fmt: skip
         for grid_path in sorted(samples_dir.glob("*.png")):
             run.log_artifact(grid_path, "grids")
+        run.log_artifact(samples_dir / "gallery", "gallery")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.cluster import fit
-from pipeline.gan.job import TrainingJob
+from pipeline.gan.job import TrainingJob, stage1_part
 from pipeline.gan.results import export
 from pipeline.gan.training import train
 from pipeline.params import GanParams, HardwareParams, TrainParams, load_params
@@ -18,7 +18,7 @@ def main(crops_dir: Path, embeddings_dir: Path, models_dir: Path, *report_paths:
     with stage_run("train_stage1") as run:
         job = TrainingJob(
             stage_number=1, crops_dir=crops_dir, embeddings_dir=embeddings_dir, stage1_dir=None,
-            storage_dir=run.claim_storage(), gan=gan, train=train_params, hardware=hardware,
+            storage_dir=run.claim_storage(), gan=stage1_part(gan), train=train_params, hardware=hardware,
             provenance=run.provenance,
         )  # fmt: skip
         fit(partial(train, job, run.for_rank), storage_dir=job.storage_dir, hardware=hardware)

@@ -2,10 +2,14 @@
 
 import ast
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.gan.job import STAGE2_KEYS
+from pipeline.params import GanParams
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path for folder in ("pipeline", "stages") for path in (ROOT / folder).rglob("*.py"))
@@ -105,6 +109,12 @@ def test_a_stage_has_one_name(stage: str) -> None:
     assert stage in STAGES[stage]["params"]
     assert f'stage_run("{stage}")' in source
     assert STAGES[stage]["cmd"].startswith(f"python -m stages.{stage} ")
+
+
+def test_stage1_depends_on_all_of_section_gan_but_what_is_stage2s_alone() -> None:
+    keys = {field.name for field in fields(GanParams)} - set(STAGE2_KEYS)
+    assert set(STAGES["train_stage1"]["params"]) == {"train_stage1", *(f"gan.{key}" for key in keys)}
+    assert STAGES["train_stage2"]["params"] == ["train_stage2", "gan"]
 
 
 def test_every_stage_file_is_a_stage() -> None:

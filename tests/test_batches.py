@@ -33,6 +33,8 @@ NUM_IMAGES, NUM_CAPTIONS = 24, 5
 CLASS_IDS = np.array([7] * 3 + [2] * 12 + [9] * 8 + [4], np.int64)[np.random.default_rng(3).permutation(NUM_IMAGES)]
 CLASSES = sorted(set(CLASS_IDS.tolist()))
 WRONG_PAIRS = ("other_text", "other_image", "next_text")
+BOX = (20, 30, 50, 70)  # left, top, right, bottom in pixels of the load size
+BOXES = (torch.tensor([BOX]) / LOAD_SIZE).repeat(NUM_IMAGES, 1)
 PROBABLE = 1e-4  # a chi-square below this is no chance; seeds are fixed, so the outcome is too
 
 
@@ -60,7 +62,7 @@ def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
     for index, rows in enumerate((slice(0, 10), slice(10, NUM_IMAGES))):
         write_shard(shard_path(folder, index), range(*rows.indices(NUM_IMAGES)), {LOAD_SIZE: pixels[rows]})
     return TrainingSet(
-        shards=ImageShards(folder, LOAD_SIZE), class_ids=CLASS_IDS, embeddings=telling_embeddings()
+        shards=ImageShards(folder, LOAD_SIZE), class_ids=CLASS_IDS, embeddings=telling_embeddings(), boxes=BOXES
     )  # fmt: skip
 
 
@@ -70,6 +72,7 @@ def source(
     batch_size: int = 8,
     captions_averaged: int = 2,
     wrong_pairs: Any = "other_text",
+    with_boxes: bool = False,
     seed: int = 11,
     rank: int = 0,
     num_workers: int = 1,
@@ -83,6 +86,7 @@ def source(
         batch_size=batch_size,
         captions_averaged=captions_averaged,
         wrong_pairs=wrong_pairs,
+        with_boxes=with_boxes,
         seed=seed,
         rank=rank,
         num_workers=num_workers,
@@ -405,7 +409,7 @@ def test_a_transform_changes_a_wrong_picture_on_its_own(tmp_path: Path) -> None:
     grey = np.full((NUM_IMAGES, LOAD_SIZE, LOAD_SIZE, 3), 100, np.uint8)
     write_shard(shard_path(tmp_path, 0), range(NUM_IMAGES), {LOAD_SIZE: grey})
     shards = ImageShards(tmp_path, LOAD_SIZE)
-    training_set = TrainingSet(shards=shards, class_ids=CLASS_IDS, embeddings=telling_embeddings())
+    training_set = TrainingSet(shards=shards, class_ids=CLASS_IDS, embeddings=telling_embeddings(), boxes=BOXES)
     one = source(training_set, wrong_pairs="other_image", transform=darker_or_lighter())
     batches = [one.batch(step) for step in range(20)]
     greys = [np.concatenate([pixels_of(pixels)[:, 0, 0, 0] for pixels in pictures])
@@ -476,7 +480,9 @@ def large_training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
     folder = tmp_path_factory.mktemp("large")
     pixels = np.random.default_rng(5).integers(0, 256, (NUM_IMAGES, 304, 304, 3), dtype=np.uint8)
     write_shard(shard_path(folder, 0), range(NUM_IMAGES), {304: pixels})
-    return TrainingSet(shards=ImageShards(folder, 304), class_ids=CLASS_IDS, embeddings=telling_embeddings())
+    return TrainingSet(
+        shards=ImageShards(folder, 304), class_ids=CLASS_IDS, embeddings=telling_embeddings(), boxes=BOXES
+    )
 
 
 @pytest.mark.parametrize("wrong_pairs", WRONG_PAIRS)
@@ -588,3 +594,32 @@ def test_embeddings_of_other_pictures_are_refused(image_ids: list[int], tmp_path
     write_embeddings(tmp_path / "train.parquet", image_ids)
     with pytest.raises(ValueError, match="do not hold the pictures of images"):
         load_training_set(tmp_path, tmp_path / "train.parquet", "train", IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("wrong_pairs", ["other_text", "next_text"])
+def test_a_box_behind_the_texts_is_where_the_object_is_after_crop_and_mirror(
+    wrong_pairs: str, training_set: TrainingSet
+) -> None:
+    """The pictures' pixels say which row and column they were, so the object's can be counted in the batch."""
+    boxed, plain = (source(training_set, wrong_pairs=wrong_pairs, with_boxes=on) for on in (True, False))
+    left, top, right, bottom = BOX
+    for step in range(4):
+        batch, without = boxed.batch(step), plain.batch(step)
+        assert torch.equal(batch.real, without.real)
+        for texts, texts_without in (
+            (batch.text_embedding, without.text_embedding),
+            (batch.wrong_text_embedding, without.wrong_text_embedding),
+        ):
+            assert torch.equal(texts[:, :-4], texts_without)
+            for picture, box in zip(pixels_of(batch.real), texts[:, -4:] * IMAGE_SIZE, strict=True):
+                rows, columns = picture[:, 0, 0], picture[0, :, 1]
+                inside_y = np.flatnonzero((rows >= top) & (rows < bottom))
+                inside_x = np.flatnonzero((columns >= left) & (columns < right))
+                expected = [inside_x[0], inside_y[0], inside_x[-1] + 1, inside_y[-1] + 1]
+                assert box.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_boxes_do_not_depend_on_the_number_of_workers(training_set: TrainingSet) -> None:
+    whole = source(training_set, with_boxes=True).batch(3)
+    shares = [source(training_set, with_boxes=True, rank=rank, num_workers=2).batch(3) for rank in (0, 1)]
+    assert equal(joined(shares), whole)

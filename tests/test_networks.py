@@ -47,8 +47,8 @@ def make_inputs(architecture: Architecture, num_images: int = 3, device: str = "
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(num_images, *shape, generator=generator).to(device)
 
-    assert architecture.stage2_size != "none"
-    images = [draw(3, size, size).clamp(-1, 1) for size in (architecture.stage1_size, architecture.stage2_size)]
+    stage2_size = 256 if architecture.stage2_size == "none" else architecture.stage2_size
+    images = [draw(3, size, size).clamp(-1, 1) for size in (architecture.stage1_size, stage2_size)]
     condition_dim = architecture.condition_dim
     return Inputs(draw(architecture.embedding_dim), draw(condition_dim), draw(architecture.z_dim), draw(condition_dim),
                   *images)  # fmt: skip
@@ -75,7 +75,7 @@ def make_network(name: str, architecture: Architecture, dtype: torch.dtype = tor
     # Weights of sd 0.02 leave a narrow, untrained network nearly constant; spread them so that every path matters.
     with torch.no_grad():
         for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 layer.weight.mul_(10)
                 if layer.bias is not None:
                     layer.bias.add_(0.1)
@@ -214,6 +214,8 @@ def follow(layers: str, x: torch.Tensor, parameters: Iterator[torch.Tensor]) -> 
                 x = F.conv2d(x, next(parameters), stride=2 if layer == "c4s2" else 1, padding=padding)
             case "c4b":
                 x = F.conv2d(x, next(parameters), next(parameters))
+            case "dc":
+                x = F.conv_transpose2d(x, next(parameters), stride=2, padding=1)
             case "up":
                 doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
                 x = F.conv2d(doubled, next(parameters), padding=1)
@@ -285,6 +287,22 @@ def assert_follows(layers: str, group: str, name: str, network: nn.Module, input
 def test_network_is_the_published_layers_written_out(name: str, group: str) -> None:
     layers = LAYERS.get((name, group), LAYERS[name, "paper"])
     assert_follows(layers, group, name, *make_both(name, group, torch.float64))
+
+
+def test_networks_of_gan_int_cls_are_its_layers_written_out() -> None:
+    g, inputs = make_both("Stage1Generator", "gan_int_cls", torch.float64)
+    parameters = g.parameters()
+    code = follow("fc lrelu", inputs.text_embedding, parameters)
+    layers = f"fc bn view {BOTTLENECK} dc bn {BOTTLENECK} dc bn relu dc bn relu dc tanh"
+    images = follow(layers, torch.cat((code, inputs.z), 1), parameters)
+    torch.testing.assert_close(generate(g, inputs).images, images, rtol=1e-9, atol=1e-10)
+    d, _ = make_both("Stage1Discriminator", "gan_int_cls", torch.float64)
+    of_d = d.parameters()
+    features = follow(LAYERS["Stage1Discriminator", "paper"], inputs.stage1_images, of_d)
+    text = follow("fc bn lrelu", inputs.text_embedding, of_d)
+    judged = follow("c1 bn lrelu c4", torch.cat((features, tile(text, 4)), 1), of_d).flatten(1)
+    torch.testing.assert_close(run(d, "Stage1Discriminator", inputs), judged, rtol=1e-9, atol=1e-10)
+    assert next(parameters, None) is None and next(of_d, None) is None
 
 
 @pytest.mark.parametrize(("name", "size"), OTHER_SIZES)

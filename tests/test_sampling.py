@@ -1,5 +1,6 @@
 """Sampling: a picture is a function of its caption and seed; samples/ holds the same captions for every method."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Pat
     assert len(ImageShards(tmp_path / "samples" / "stage1", 64)) == 12
     assert len(ImageShards(tmp_path / "samples" / "stackgan", 256)) == 12
     assert (tmp_path / "samples" / "grid_stackgan.png").is_file()
+
+    gallery_dir = tmp_path / "samples" / "gallery"
+    shown = json.loads((gallery_dir / "captions.json").read_text())["captions"]
+    place = {row["caption"]: index for index, row in enumerate(row for row in rows if row["method"] == "stackgan")}
+    places = [place[row["caption"]] for row in shown]
+    assert len(shown) == 8 and places == sorted(places) and (places[0], places[-1]) == (0, 11)
+    for method, size in (("untrained", 256), ("stage1", 64), ("stackgan", 256)):
+        pictures = ImageShards(tmp_path / "samples" / method, size).all()
+        for number, index in enumerate(places):
+            assert np.array_equal(np.array(Image.open(gallery_dir / f"{method}_{number}.png")), pictures[index])
 
     with pytest.raises(ValueError, match=f"captions_per_image is 9; a picture has {CAPTIONS_PER_IMAGE}"):
         generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, batch_size=5, seed=1)

@@ -460,6 +460,43 @@ def test_redrawn_noise_is_for_gs_update_alone() -> None:
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in of_d)
 
 
+@pytest.mark.parametrize("group", ["paper", "published_tf"])  # published_tf draws noise for G's update anew
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_g_is_also_judged_on_texts_between_two_of_its_batch_where_asked(weight: float, group: str) -> None:
+    gan = narrow(group, interpolation_weight=weight)
+    stage = stage_of(1, gan)
+    plain = deepcopy(stage)
+    trainer = trainer_of(stage, gan)
+    assert trainer.noise_dim == stage.noise_dim * (3 if gan.redraw_noise else 2)
+    batch, noise = batch_of(stage, gan), noise_of(trainer.noise_dim)
+    told = dict(zip(LOSSES, trainer.step(batch, noise).tolist(), strict=True))
+    plain.discriminator.load_state_dict(stage.discriminator.state_dict())  # G is judged by the updated D
+    of_g, between = noise.split(stage.noise_dim, dim=1)[-2:]
+    texts = batch.text_embedding
+    middles = torch.stack([(texts[0] + texts[1]) / 2, (texts[2] + texts[3]) / 2])
+    own, middle = (
+        bce(plain.discriminator(plain.generate(about, draws).images, about), 1)
+        for about, draws in ((texts, of_g), (middles, between[[0, 2]]))
+    )
+    assert told["g_loss"] == pytest.approx((own + weight * middle).item(), rel=1e-9)
+
+
+def test_texts_between_two_leave_ds_update_alone() -> None:
+    outcomes: list[dict[str, Tensor]] = []
+    for weight in (0.0, 1.0):
+        gan = narrow("paper", interpolation_weight=weight)
+        stage = stage_of(1, gan)
+        trainer = trainer_of(stage, gan)
+        noise = noise_of(2 * stage.noise_dim)
+        trainer.step(batch_of(stage, gan), noise[:, : trainer.noise_dim])
+        outcomes.append(weights_of(stage))
+    same = {name for name, value in outcomes[0].items() if torch.equal(value, outcomes[1][name])}
+    of_d = {name for name in outcomes[0] if name.startswith("D.")}
+    assert of_d <= same and len(of_d) > 10
+    # BatchNorm takes the bias in front of it away again.
+    assert {name for name in same if name.startswith("G.")} <= {"G.project.0.bias"}
+
+
 @pytest.mark.parametrize("follows", [True, False])
 def test_a_frozen_stage1_follows_its_batches_statistics_where_asked_and_never_learns(follows: bool) -> None:
     gan = narrow("paper", stage1_batch_statistics=follows)

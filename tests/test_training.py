@@ -22,7 +22,7 @@ from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.snapshots import load_snapshot
 from pipeline.gan import guards
 from pipeline.gan.checkpoints import CheckpointWriter, checkpoint_dirs, latest_checkpoint
-from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer
+from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer, stage1_part
 from pipeline.gan.results import export
 from pipeline.gan.sampling import paint
 from pipeline.gan.stages import load_stage
@@ -31,6 +31,7 @@ from pipeline.gan.training import train
 from pipeline.gan.workers import averaged
 from pipeline.tracking import NullRun
 from tests.gan_data import CPU, EMBEDDING_DIM, GAN, TRAIN, training_job, write_training_set
+from tests.gan_presets import narrow
 
 GOLDEN = Path(__file__).parent / "golden" / "training_losses.json"
 
@@ -425,6 +426,54 @@ def test_a_stackgan_of_128_trains_and_paints_at_128(data_dir: Path, stage1_dir: 
     export(replace(job, gan=gan), tmp_path / "models", tmp_path / "report.json", tmp_path / "curves.csv")
     stage, _ = load_stage(tmp_path / "models")
     assert paint(stage, torch.zeros(1, EMBEDDING_DIM), [0]).shape == (1, 128, 128, 3)
+
+
+@pytest.mark.parametrize("group", ["gan_int_cls", "gan_256", "gawwn"])
+def test_the_other_systems_of_the_tables_train_and_resume(group: str, data_dir: Path, tmp_path: Path) -> None:
+    params = replace(TRAIN, num_epochs=2)
+    whole = replace(training_job(data_dir, tmp_path / "whole", train=params), gan=stage1_part(narrow(group)))
+    train(whole, lambda rank: NullRun())
+    part = replace(whole, storage_dir=tmp_path / "part")
+    train(replace(part, train=replace(params, num_epochs=1)), lambda rank: NullRun())
+    train(part, lambda rank: NullRun())
+    states = [latest_checkpoint(job.storage_dir, binding_params(job)) for job in (whole, part)]
+    one, other = (state.tensors for state in states if state is not None)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    export(whole, tmp_path / "models", tmp_path / "report.json", tmp_path / "curves.csv")
+    stage, _ = load_stage(tmp_path / "models")
+    assert stage.image_size == whole.gan.stage1_size
+    assert stage.architecture.text_dim == EMBEDDING_DIM + (4 if group == "gawwn" else 0)
+
+
+@pytest.mark.parametrize(("batch_size", "at_once"), [(6, 3), (4, 2)])
+def test_texts_between_two_need_pictures_in_pairs(
+    batch_size: int, at_once: int, data_dir: Path, tmp_path: Path
+) -> None:
+    job = training_job(data_dir, tmp_path, train=replace(TRAIN, batch_size=batch_size, accumulation=2))
+    with pytest.raises(
+        ValueError, match=rf"train_stage1\.batch_size {batch_size} gives each of 1 workers {at_once} .* in pairs"
+    ):
+        train(replace(job, gan=replace(GAN, interpolation_weight=1.0)), lambda rank: NullRun())
+
+
+def test_a_transform_beside_boxes_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path, train=replace(TRAIN, transform={"transform": {}}))
+    with pytest.raises(ValueError, match=r"train_stage1\.transform moves pictures and not their boxes; leave it empty"):
+        train(replace(job, gan=narrow("gawwn")), lambda rank: NullRun())
+
+
+def test_gans_that_differ_in_stage2_alone_share_a_stage1(data_dir: Path, tmp_path: Path) -> None:
+    one = replace(GAN, num_residual_blocks=4, stage2_size=128, text_twice=False, stage1_batch_statistics=True)
+    jobs = [
+        replace(training_job(data_dir, tmp_path / name, train=replace(TRAIN, num_epochs=1)), gan=stage1_part(gan))
+        for name, gan in (("one", one), ("other", GAN))
+    ]
+    for job in jobs:
+        train(job, lambda rank: NullRun())
+        export(job, job.storage_dir / "models", tmp_path / "report.json", tmp_path / "curves.csv")
+    files = [{path.name: path.read_bytes() for path in (job.storage_dir / "models").iterdir()} for job in jobs]
+    assert files[0] == files[1] and len(files[0]) == 4
+    assert binding_params(jobs[0]) == binding_params(jobs[1])
 
 
 def test_a_collapsed_generator_is_said_aloud_and_counted(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data.random_crops import random_crops
+from pipeline.data.boxes import boxes_in_windows, boxes_of
+from pipeline.data.random_crops import crop_offsets, is_mirrored, random_crops
 from pipeline.data.shards import LOAD_SIZES, ImageShards
 from pipeline.data.tables import read_embeddings, read_images
 from pipeline.data.transforms import MAX_SEED, PictureTransform
@@ -51,6 +52,7 @@ class TrainingSet:
     shards: ImageShards
     class_ids: Indices  # (N,)
     embeddings: Tensor  # (N, captions_per_image, embedding_dim) float32
+    boxes: Tensor  # (N, 4) float32, see pipeline.data.boxes
 
 
 def crop_size_for(image_size: int) -> int:
@@ -72,7 +74,8 @@ def load_training_set(crops_dir: Path, embeddings_path: Path, split: str, image_
             f"{crops_dir / split} and {embeddings_path} do not hold the pictures of images.parquet; rerun `dvc repro`"
         )
     class_ids = np.array([row["class_id"] for row in rows], np.int64)
-    return TrainingSet(shards=shards, class_ids=class_ids, embeddings=torch.tensor(embeddings.vectors))
+    vectors = torch.tensor(embeddings.vectors)
+    return TrainingSet(shards=shards, class_ids=class_ids, embeddings=vectors, boxes=boxes_of(rows))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +83,7 @@ class Batch:
     """One worker's share of a global batch."""
 
     real: Tensor  # (n, 3, S, S) float32 in [-1, 1], channels_last
-    text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions
+    text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions, and behind it their boxes
     wrong: Tensor | None  # (n, 3, S, S): the wrong pairs' pictures; None where these are the real ones
     wrong_text_embedding: Tensor  # (n, embedding_dim) float32: the wrong pairs' texts
     augmentation_draws: Tensor  # (3, n, 4) in [0, 1), on the CPU: D's augmentation of real, fake and wrong pictures
@@ -110,6 +113,7 @@ class BatchSource:
         batch_size: int,
         captions_averaged: int,
         wrong_pairs: Literal["other_text", "other_image", "next_text"] = "other_text",
+        with_boxes: bool = False,
         seed: int,
         rank: int,
         num_workers: int,
@@ -127,6 +131,7 @@ class BatchSource:
             wrong_pairs: a real picture with the text of a picture of another class (the paper's words), a picture of
                 another class with the real one's text (the TensorFlow release), or a real picture with the text of the
                 next one of the global batch, whatever its class (the PyTorch release, which leaves out the last).
+            with_boxes: put each picture's box behind its texts, the wrong one too.
             seed: of every choice.
             rank: of this worker.
             num_workers: that share a batch equally.
@@ -154,6 +159,7 @@ class BatchSource:
         self._wrong_pairs = wrong_pairs
         self._batch_size = batch_size
         self._captions_averaged = captions_averaged
+        self._boxes = training_set.boxes.to(device) if with_boxes else None
         self._seed = seed
         per_worker = batch_size // num_workers
         self._rows = slice(rank * per_worker, (rank + 1) * per_worker)
@@ -177,9 +183,9 @@ class BatchSource:
         wrong, wrong_text = self._wrong_pair(chosen, text, step)
         return Batch(
             real=self._cropped(self._pixels(chosen, step), Purpose.AUGMENTATION, step),
-            text_embedding=text,
+            text_embedding=self._with_boxes(text, chosen, step),
             wrong=wrong,
-            wrong_text_embedding=wrong_text,
+            wrong_text_embedding=self._with_boxes(wrong_text, chosen, step),
             augmentation_draws=self._augmentation_draws(step),
         )
 
@@ -227,10 +233,23 @@ class BatchSource:
 
     def _cropped(self, pixels: Tensor, purpose: Purpose, step: int) -> Tensor:
         """(n, L, L, 3) uint8 -> (n, 3, S, S) float32, each cut and mirrored at random."""
-        draws = torch.from_numpy(generator_for(self._seed, purpose, step).random((self._batch_size, 3))[self._rows])
-        crops = random_crops(pixels, draws.to(self._device), self._crop_size)
+        crops = random_crops(pixels, self._crop_draws(purpose, step), self._crop_size)
         scale = self._crop_size // self._image_size
         return crops if scale == 1 else F.avg_pool2d(crops, scale)
+
+    def _crop_draws(self, purpose: Purpose, step: int) -> Tensor:
+        draws = generator_for(self._seed, purpose, step).random((self._batch_size, 3))
+        return torch.from_numpy(draws[self._rows]).to(self._device)
+
+    def _with_boxes(self, texts: Tensor, chosen: Indices, step: int) -> Tensor:
+        """Put the boxes of the real pictures, as these are cropped and mirrored, behind texts where they are wanted."""
+        if self._boxes is None:
+            return texts
+        boxes = self._boxes[torch.from_numpy(chosen[self._rows]).to(self._device)]
+        draws, load_size = self._crop_draws(Purpose.AUGMENTATION, step), LOAD_SIZES[self._crop_size]
+        corners = (crop_offsets(draws, load_size, self._crop_size) / load_size).float()
+        inside = boxes_in_windows(boxes, corners, is_mirrored(draws), self._crop_size / load_size)
+        return torch.cat((texts, inside), dim=1)
 
     def _pixels(self, chosen: Indices, step: int) -> Tensor:
         """Return this worker's pictures on the device, (n, L, L, 3) uint8; for a GPU it reads a step ahead."""

@@ -15,11 +15,20 @@ def random_crops(pixels: Tensor, draws: Tensor, size: int) -> Tensor:
     Returns:
         (n, 3, S, S) float32 in [-1, 1], in channels_last memory order.
     """
-    num_offsets = pixels.shape[1] - size + 1
-    top, left = (draws[:, :2] * num_offsets).long().unbind(1)
+    left, top = crop_offsets(draws, pixels.shape[1], size).unbind(1)
     cut = _cut_one_by_one if pixels.device.type == "cpu" else _cut_at_once
-    crops = cut(pixels, top, left, draws[:, 2] < 0.5, size)
+    crops = cut(pixels, top, left, is_mirrored(draws), size)
     return crops.permute(0, 3, 1, 2).div_(127.5).sub_(1)
+
+
+def crop_offsets(draws: Tensor, load_size: int, size: int) -> Tensor:
+    """(n, 3) draws as for `random_crops` -> (n, 2) int64: left and top of each crop in pixels."""
+    return (draws[:, :2] * (load_size - size + 1)).long().flip(1)
+
+
+def is_mirrored(draws: Tensor) -> Tensor:
+    """(n, 3) draws as for `random_crops` -> (n,) bool."""
+    return draws[:, 2] < 0.5
 
 
 def _cut_one_by_one(pixels: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from pipeline.data.boxes import BOX_DIM
 from pipeline.params import GanParams
 
 
@@ -24,14 +25,21 @@ class Architecture:
     text_twice: bool
     num_residual_blocks: int
     bottleneck_residuals: bool
+    upsampling: Literal["nearest", "deconvolution"]
     sketch_layer: bool
     joint_kernel: Literal[1, 3]
     third_activation: bool
-    discriminator_text: Literal["own", "mu"]
+    discriminator_text: Literal["own", "own_normalised", "mu"]
     unconditional_head: bool
     logit_bias: bool
     truncated_weights: bool
     spectral_normalisation: bool
+    box_conditioned: bool
+
+    @property
+    def text_dim(self) -> int:
+        """Return the length of what the networks are told of a picture: its text's embedding, and its box behind it."""
+        return self.embedding_dim + (BOX_DIM if self.box_conditioned else 0)
 
 
 # What a Stage-II asks of the Stage-I that it refines.
@@ -46,7 +54,9 @@ STAGE1_FIELDS = (
     "condition_activation",
     "truncated_noise",
     "bottleneck_residuals",
+    "upsampling",
     "sketch_layer",
+    "box_conditioned",
 )
 
 

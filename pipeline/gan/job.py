@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,20 @@ from pipeline.params import GanParams, HardwareParams, TrainParams
 
 # What may differ between a checkpoint and the training that goes on from it: how long, and what is kept on the way.
 FREE_PARAMS = ("num_epochs", "checkpoint_every_epochs", "sample_every_epochs")
+# Keys of section gan that are Stage-II's alone, with the value that a Stage-I's snapshot and checkpoints hold for them.
+# They are no params of train_stage1 in dvc.yaml: systems that differ in these alone share one Stage-I.
+STAGE2_KEYS: Mapping[str, Any] = {
+    "stage2_size": "none",
+    "text_twice": True,
+    "num_residual_blocks": 1,
+    "unconditional_head": False,
+    "stage1_batch_statistics": False,
+}
+
+
+def stage1_part(gan: GanParams) -> GanParams:
+    """Return the section without what is Stage-II's own."""
+    return replace(gan, **STAGE2_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +78,17 @@ def require_possible(job: TrainingJob) -> None:
                 f"{job.section}.batch_size {batch_size} cannot be shared equally among {workers} workers{parts}; take "
                 "a multiple, or set hardware.num_workers and min_workers to numbers that divide it"
             )
+        num_at_once = batch_size // (workers * accumulation)
+        if job.gan.interpolation_weight and (num_at_once % 2 or num_at_once < 4):
+            raise ValueError(
+                f"{job.section}.batch_size {batch_size} gives each of {workers} workers {num_at_once} pictures at once; "
+                "gan.interpolation_weight takes them in pairs, and BatchNorm two pairs or more: take a larger multiple"
+            )
+    if job.gan.box_conditioned and job.train.transform:
+        raise ValueError(
+            f"{job.section}.transform moves pictures and not their boxes; leave it empty ({{}}) where "
+            "gan.box_conditioned is true"
+        )
     try:
         job.storage_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=job.storage_dir):
@@ -118,7 +143,7 @@ def require_memory(job: TrainingJob, device: torch.device, autocast: torch.dtype
             (stage.generator, stage.discriminator),
             frozen,
             (partial(_discriminator_phase, stage, trainer), partial(_generator_phase, stage, trainer)),
-            batch_bytes_per_image=4 * (3 * stage.image_size**2 + 2 * stage.architecture.embedding_dim),
+            batch_bytes_per_image=4 * (3 * stage.image_size**2 + 2 * stage.architecture.text_dim),
             bfloat16=autocast is not None,
         )
     free = free_bytes(device)
@@ -129,7 +154,7 @@ def require_memory(job: TrainingJob, device: torch.device, autocast: torch.dtype
 
 
 def _empty_batch(stage: Stage, num_images: int) -> tuple[Batch, torch.Tensor]:
-    texts = torch.empty(num_images, stage.architecture.embedding_dim)
+    texts = torch.empty(num_images, stage.architecture.text_dim)
     batch = Batch(
         real=torch.empty(num_images, 3, stage.image_size, stage.image_size),
         text_embedding=texts,
@@ -147,7 +172,8 @@ def _discriminator_phase(stage: Stage, trainer: Trainer, num_images: int) -> tor
 
 
 def _generator_phase(stage: Stage, trainer: Trainer, num_images: int) -> torch.Tensor:
-    loss, kl = trainer.generator_phase(*_empty_batch(stage, num_images), None)
+    batch, noise = _empty_batch(stage, num_images)
+    loss, kl = trainer.generator_phase(batch, noise, noise, None)
     return loss + kl
 
 

@@ -44,6 +44,13 @@ class Conv(nn.Conv2d):
         return super().forward(input)
 
 
+class Deconv(nn.ConvTranspose2d):
+    """Learned up-sampling: a 4x4 transposed convolution of stride 2, as in DCGAN, GAN-INT-CLS and GAWWN."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, kernel_size=4, stride=2, padding=1, bias=False)
+
+
 class UpsampleConv(Conv):
     """Nearest-neighbour x2 up-sampling and a 3x3 convolution, computed as one 4x4 transposed convolution of stride 2.
 
@@ -114,9 +121,9 @@ def conv_bn(in_dim: int, out_dim: int, kernel_size: int, stride: int = 1) -> nn.
     return nn.Sequential(Conv(in_dim, out_dim, kernel_size, stride), nn.BatchNorm2d(out_dim))
 
 
-def upsample_conv_bn(in_dim: int, out_dim: int) -> nn.Sequential:
+def upsample_conv_bn(in_dim: int, out_dim: int, upsample: type[UpsampleConv | Deconv] = UpsampleConv) -> nn.Sequential:
     """Up-sampling convolution and BatchNorm: (N, in_dim, H, W) -> (N, out_dim, 2H, 2W)."""
-    return nn.Sequential(UpsampleConv(in_dim, out_dim), nn.BatchNorm2d(out_dim))
+    return nn.Sequential(upsample(in_dim, out_dim), nn.BatchNorm2d(out_dim))
 
 
 class ResidualBlock(nn.Module):
@@ -236,6 +243,12 @@ def cut_at_two(normal: torch.Tensor) -> torch.Tensor:
     return root2 * torch.erfinv(torch.erf(normal / root2) * math.erf(root2))
 
 
+def compress_text(text_dim: int, condition_dim: int, *, normalise: bool) -> nn.Sequential:
+    """The discriminators' own layer on the text: (N, text_dim) -> (N, condition_dim)."""
+    layers = [nn.Linear(text_dim, condition_dim), *([nn.BatchNorm1d(condition_dim)] if normalise else [])]
+    return nn.Sequential(*layers, leaky_relu())
+
+
 class TextMatch(nn.Module):
     """The discriminators' head: the text, compressed and repeated over the 4x4 map, meets the image features."""
 
@@ -246,6 +259,7 @@ class TextMatch(nn.Module):
         condition_dim: int,
         *,
         compress: bool = True,
+        normalise: bool = False,
         kernel_size: int = 1,
         logit_bias: bool = False,
     ) -> None:
@@ -256,11 +270,12 @@ class TextMatch(nn.Module):
             text_dim: width of the text; condition_dim where it comes compressed.
             condition_dim: width of the compressed text, N_d in the paper.
             compress: whether it is compressed here.
+            normalise: whether BatchNorm follows that, as in GAN-INT-CLS.
             kernel_size: of the convolution over both, 1 or 3.
             logit_bias: of the last layer.
         """
         super().__init__()
-        self.compress = nn.Sequential(nn.Linear(text_dim, condition_dim), leaky_relu()) if compress else nn.Identity()
+        self.compress = compress_text(text_dim, condition_dim, normalise=normalise) if compress else nn.Identity()
         self.join = nn.Sequential(conv_bn(feature_dim + condition_dim, feature_dim, kernel_size), leaky_relu())
         self.to_logit = nn.Conv2d(feature_dim, 1, kernel_size=4, bias=logit_bias)
 
@@ -323,7 +338,7 @@ def initialise(module: nn.Module, generator: torch.Generator, *, truncated: bool
     """
     cut = 2 * WEIGHT_STD
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             if truncated:
                 nn.init.trunc_normal_(layer.weight, 0.0, WEIGHT_STD, -cut, cut, generator=generator)
             else:

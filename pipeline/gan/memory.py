@@ -1,6 +1,6 @@
 """What a training step needs of memory, told before it is run: a batch that cannot fit is refused with one that can.
 
-The forward passes of a step run on torch's `meta` device, where tensors have a size but no values, for two and three
+The forward passes of a step run on torch's `meta` device, where tensors have a size but no values, for four and eight
 pictures: what autograd keeps for the backward pass is a line in the number of pictures.
 
 Left out is what is neither the networks' nor the step's: the workspaces of convolutions, the runtime's own memory, and
@@ -60,13 +60,13 @@ def step_memory(
     constants = sum(_bytes_of(network.buffers()) for network in trained)
     constants += sum(_bytes_of((*network.parameters(), *network.buffers())) for network in frozen)
     held = [tensor for network in (*trained, *frozen) for tensor in (*network.parameters(), *network.buffers())]
-    at_two, at_three = (max(_peak(phase, num_images, held) for phase in phases) for num_images in (2, 3))
+    at_four, at_eight = (max(_peak(phase, num_images, held) for phase in phases) for num_images in (4, 8))
     if bfloat16:
-        at_two, at_three = at_two // 2, at_three // 2
+        at_four, at_eight = at_four // 2, at_eight // 2
         constants += weights // 2
-    per_image = at_three - at_two
+    per_image = (at_eight - at_four) // 4
     return StepMemory(
-        fixed=4 * weights + constants + at_two - 2 * per_image, per_image=per_image + batch_bytes_per_image
+        fixed=4 * weights + constants + at_four - 4 * per_image, per_image=per_image + batch_bytes_per_image
     )
 
 

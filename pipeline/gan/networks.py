@@ -18,6 +18,7 @@ from pipeline.gan.layers import (
     BottleneckResidualBlock,
     ConditioningAugmentation,
     Conv,
+    Deconv,
     ResidualBlock,
     TextMatch,
     UpsampleConv,
@@ -27,6 +28,8 @@ from pipeline.gan.layers import (
     relu,
     upsample_conv_bn,
 )
+
+UPSAMPLING: dict[str, type[UpsampleConv | Deconv]] = {"nearest": UpsampleConv, "deconvolution": Deconv}
 
 
 class GeneratorOutput(NamedTuple):
@@ -51,7 +54,8 @@ class Stage1Generator(nn.Module):
         super().__init__()
         self.seed_dim = dim = 8 * architecture.generator_dim
         bottlenecks = architecture.bottleneck_residuals
-        self.conditioning = _conditioning(architecture)
+        upsample = UPSAMPLING[architecture.upsampling]
+        self.conditioning = conditioning_of(architecture)
         # BatchNorm over each of the 16 * seed_dim features, not over channels, as published. It takes a bias away
         # again, so where no published code has one there is none.
         self.project = nn.Sequential(
@@ -61,14 +65,16 @@ class Stage1Generator(nn.Module):
         layers: list[nn.Module] = [BottleneckResidualBlock(dim, relu) if bottlenecks else relu()]
         size = 4
         while size < architecture.stage1_size // 2:
-            layers.append(upsample_conv_bn(dim, dim // 2))  # (N, 4 gf, 8, 8), (N, 2 gf, 16, 16), (N, gf, 32, 32), ...
+            # (N, 4 gf, 8, 8), (N, 2 gf, 16, 16), (N, gf, 32, 32), ...
+            layers.append(upsample_conv_bn(dim, dim // 2, upsample))
             dim, size = dim // 2, 2 * size
             layers.append(BottleneckResidualBlock(dim, relu) if bottlenecks and size == 8 else relu())
         self.upsample = nn.Sequential(*layers)
         if architecture.sketch_layer:
-            self.to_image = nn.Sequential(upsample_conv_bn(dim, dim // 2), relu(), Conv(dim // 2, 3, 3), nn.Tanh())
+            last = upsample_conv_bn(dim, dim // 2, upsample)
+            self.to_image = nn.Sequential(last, relu(), Conv(dim // 2, 3, 3), nn.Tanh())
         else:
-            self.to_image = nn.Sequential(UpsampleConv(dim, 3), nn.Tanh())
+            self.to_image = nn.Sequential(upsample(dim, 3), nn.Tanh())
 
     def forward(self, text_embedding: torch.Tensor, z: torch.Tensor, eps: torch.Tensor) -> GeneratorOutput:
         """Generate images.
@@ -97,7 +103,7 @@ class Stage2Generator(nn.Module):
         super().__init__()
         assert architecture.stage2_size != "none"
         gf, joint_dim = architecture.generator_dim, 4 * architecture.generator_dim
-        self.conditioning = _conditioning(architecture) if architecture.text_twice else None
+        self.conditioning = conditioning_of(architecture) if architecture.text_twice else None
         self.encode = nn.Sequential(
             Conv(3, gf, 3),  # (N, gf, 64, 64)
             relu(),
@@ -160,12 +166,12 @@ class Discriminator(nn.Module):
         if image_size == 64 and not architecture.third_activation:
             layers[5] = nn.Identity()
         self.downsample = nn.Sequential(*layers)  # (N, 8 df, 4, 4)
-        compress = architecture.discriminator_text == "own"
         self.match = TextMatch(
             dim,
             architecture.embedding_dim,
             architecture.condition_dim,
-            compress=compress,
+            compress=architecture.discriminator_text != "mu",
+            normalise=architecture.discriminator_text == "own_normalised",
             kernel_size=kernel_size,
             logit_bias=architecture.logit_bias,
         )
@@ -191,7 +197,8 @@ class Discriminator(nn.Module):
         return self.logits(self.image_features(images), text)
 
 
-def _conditioning(architecture: Architecture) -> ConditioningAugmentation:
+def conditioning_of(architecture: Architecture) -> ConditioningAugmentation:
+    """Make a generator's layer that turns text into the conditioning code."""
     return ConditioningAugmentation(
         architecture.embedding_dim,
         architecture.condition_dim,

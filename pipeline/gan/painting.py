@@ -57,7 +57,9 @@ class Picture(NamedTuple):
 
     def paint(self) -> Images:
         """Return (S, S, 3) uint8."""
-        return paint(self.painter.stage, self.subject.embedding[None], [self.seed])[0]
+        whole = [{"bbox": None}]  # a sentence has no box: where the networks are told one, the object fills the picture
+        texts = self.painter.stage.texts_of(self.subject.embedding[None], whole)
+        return paint(self.painter.stage, texts, [self.seed])[0]
 
     def origin(self) -> dict[str, str]:
         """Return what the PNG says of itself: everything that its pixels depend on."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from pipeline.data.tables import read_embeddings
+from pipeline.data.tables import read_embeddings, read_images
 from pipeline.gan.guards import sample_distance
 from pipeline.gan.job import TrainingJob
 from pipeline.gan.sampling import captioned_grid, paint
@@ -81,7 +81,9 @@ def paint_grid(job: TrainingJob, stage: Stage, epoch: int) -> tuple[Path, float]
     num_captions = min(GRID_CAPTIONS, num_images)
     chosen = [index * num_images // num_captions for index in range(num_captions)]
     captions = [embeddings.captions[index][0] for index in chosen]
-    texts = torch.tensor(embeddings.vectors[chosen, 0]).repeat_interleave(GRID_NOISES, dim=0)
+    rows = read_images(job.crops_dir, "test")
+    texts = stage.texts_of(torch.tensor(embeddings.vectors[chosen, 0]), [rows[index] for index in chosen])
+    texts = texts.repeat_interleave(GRID_NOISES, dim=0)
     images = paint(stage, texts, seeds=[noise for _ in chosen for noise in range(GRID_NOISES)])
     images = images.reshape(num_captions, GRID_NOISES, *images.shape[1:])
     path = job.storage_dir / "grids" / f"epoch_{epoch:05d}.png"

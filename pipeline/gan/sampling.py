@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.data.files import replaced_folder
+from pipeline.data.files import replaced_folder, write_json
 from pipeline.data.shards import Images, shard_path, write_shard
 from pipeline.data.tables import SAMPLES, read_embeddings, read_images, write_table
 from pipeline.gan.stages import Stage, load_stage, new_stage
@@ -31,7 +31,7 @@ def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size
 
     Args:
         stage: trained networks, on any device.
-        text_embedding: (N, embedding_dim) float32.
+        text_embedding: (N, text_dim) float32 (see `Architecture.text_dim`).
         seeds: N seeds of the noise, one a picture.
         batch_size: pictures at once; changes only the speed.
 
@@ -103,7 +103,8 @@ def generate_samples(
     """Paint every test picture's first captions with each method, and write samples/.
 
     Methods: `untrained` (Stage-I and Stage-II as initialised), `stage1` (64x64), `stackgan` (256x256). The same
-    caption has the same seed, and so the same z, in all of them.
+    caption has the same seed, and so the same z, in all of them. grid_<method>.png shows some of them, for captions
+    spread over the split, which gallery/ holds one by one.
 
     Raises:
         ValueError: snapshots or embeddings are missing or do not fit together.
@@ -132,13 +133,17 @@ def generate_samples(
         for image in images
         for caption_id in range(captions_per_image)
     ]
-    texts = torch.tensor(embeddings.vectors[:, :captions_per_image].reshape(-1, embedding_dim))
+    shown_images = [image for image in images for _ in range(captions_per_image)]
+    vectors = torch.tensor(embeddings.vectors[:, :captions_per_image].reshape(-1, embedding_dim))
+    texts = stackgan.texts_of(vectors, shown_images)
     seeds = [seed * 1_000_000 + index for index in range(len(rows))]
 
     records: list[dict[str, Any]] = []
+    shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int)
     with replaced_folder(out_dir) as partial_dir:
+        (partial_dir / "gallery").mkdir()
+        write_json(partial_dir / "gallery" / "captions.json", {"captions": [rows[index] for index in shown]})
         for method, stage in methods.items():
-            shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int)
             on_grid: list[Images] = []
             # A shard at a time, for 30,000 pictures of 256x256 are 6 GB.
             for number, start in enumerate(range(0, len(rows), IMAGES_PER_SHARD)):
@@ -151,6 +156,8 @@ def generate_samples(
                     for row, sample_id, sample_seed in zip(rows[part], ids, seeds[part], strict=True)
                 ]
                 on_grid += [painted[index - start] for index in shown if start <= index < start + len(painted)]
+            for number, image in enumerate(on_grid):
+                Image.fromarray(image).save(partial_dir / "gallery" / f"{method}_{number}.png")
             grid = captioned_grid(np.stack(on_grid)[:, None], [str(rows[index]["caption"]) for index in shown])
             grid.save(partial_dir / f"grid_{method}.png")
         write_table(partial_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))

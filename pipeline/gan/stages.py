@@ -5,6 +5,7 @@ models/stage1/ holds `generator` and `discriminator`; models/stage2/ holds these
 a moving average of the generator was kept, it is there as `generator_average`, and pictures are painted with it.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.data.boxes import boxes_in_centres, boxes_of
 from pipeline.data.snapshots import Snapshot, load_snapshot, save_snapshot
 from pipeline.data.tables import EncoderId
 from pipeline.gan.architecture import STAGE1_FIELDS, Architecture
+from pipeline.gan.gawwn import BoxDiscriminator, BoxGenerator
 from pipeline.gan.layers import initialise, normalise_spectrally
 from pipeline.gan.networks import Discriminator, GeneratorOutput, Stage1Generator, Stage2Generator
+
+Generator = Stage1Generator | Stage2Generator | BoxGenerator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +30,10 @@ class Stage:
     """The networks of one stage. For Stage-II, `stage1_generator` is frozen, in evaluation mode."""
 
     architecture: Architecture
-    generator: Stage1Generator | Stage2Generator
-    discriminator: Discriminator
+    generator: Generator
+    discriminator: Discriminator | BoxDiscriminator
     stage1_generator: Stage1Generator | None
-    average: Stage1Generator | Stage2Generator | None = None  # moving average of the generator
+    average: Generator | None = None  # moving average of the generator
     encoder: EncoderId | None = None  # of the embeddings it is trained on; None: not trained, or not known
 
     @property
@@ -50,21 +55,34 @@ class Stage:
         """Paint.
 
         Args:
-            text_embedding: (N, embedding_dim).
+            text_embedding: (N, text_dim) (see `Architecture.text_dim`).
             noise: (N, noise_dim) standard normal.
         """
         z_dim = self.architecture.z_dim
         z, eps, eps2 = noise.tensor_split((z_dim, z_dim + self.architecture.condition_dim), dim=1)
-        if isinstance(self.generator, Stage1Generator):
+        if self.stage1_generator is None:
             return self.generator(text_embedding, z, eps)
-        assert self.stage1_generator is not None
         with torch.no_grad():
             sketches = self.stage1_generator(text_embedding, z, eps).images
         return self.generator(sketches, text_embedding, eps2)
 
+    def texts_of(self, embeddings: Tensor, rows: Sequence[dict[str, Any]]) -> Tensor:
+        """Return what the networks are told of pictures: their texts, and their boxes where these count.
+
+        Args:
+            embeddings: (N, embedding_dim).
+            rows: N rows of images.parquet.
+
+        Returns:
+            (N, text_dim).
+        """
+        if not self.architecture.box_conditioned:
+            return embeddings
+        return torch.cat((embeddings, boxes_in_centres(boxes_of(rows))), dim=1)
+
     def text_for_discriminator(self, text_embedding: Tensor) -> Tensor:
         """Return what D is told of a text: the embedding, or G's mu of it, (N, condition_dim)."""
-        if self.architecture.discriminator_text == "own":
+        if self.architecture.discriminator_text != "mu":
             return text_embedding
         assert self.generator.conditioning is not None
         return self.generator.conditioning.mean(text_embedding).detach()
@@ -112,9 +130,13 @@ def new_stage(
         ValueError: the Stage-I snapshot is of another architecture.
     """
     random = torch.Generator().manual_seed(seed)
-    generator = stage1 = Stage1Generator(architecture)
-    initialise(stage1, random, truncated=architecture.truncated_weights)
+    if architecture.box_conditioned:
+        stage1, generator = None, BoxGenerator(architecture)
+    else:
+        generator = stage1 = Stage1Generator(architecture)
+    initialise(generator, random, truncated=architecture.truncated_weights)
     if number == 2:
+        assert stage1 is not None, "a box-conditioned GAN has one stage (GanParams)"
         if stage1_dir is not None:
             _load_frozen(stage1, architecture, stage1_dir)
         stage1.eval().requires_grad_(False)
@@ -130,12 +152,16 @@ def new_stage(
     )
 
 
-def _new_discriminator(number: int, architecture: Architecture, random: torch.Generator) -> Discriminator:
+def _new_discriminator(
+    number: int, architecture: Architecture, random: torch.Generator
+) -> Discriminator | BoxDiscriminator:
     size = architecture.stage1_size if number == 1 else architecture.stage2_size
     assert size != "none"
-    discriminator = Discriminator(
-        architecture, size, unconditional_head=number == 2 and architecture.unconditional_head
-    )
+    if architecture.box_conditioned:
+        discriminator = BoxDiscriminator(architecture)
+    else:
+        alone = number == 2 and architecture.unconditional_head
+        discriminator = Discriminator(architecture, size, unconditional_head=alone)
     initialise(discriminator, random, truncated=architecture.truncated_weights)
     if architecture.spectral_normalisation:
         normalise_spectrally(discriminator, random)

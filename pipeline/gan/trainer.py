@@ -81,7 +81,8 @@ class Trainer:
     @property
     def noise_dim(self) -> int:
         """Return how many normal numbers a step takes for each picture."""
-        return self._stage.noise_dim * (2 if self._gan.redraw_noise else 1)
+        num_uses = 1 + self._gan.redraw_noise + (self._gan.interpolation_weight > 0)
+        return self._stage.noise_dim * num_uses
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set both optimisers' learning rate."""
@@ -100,9 +101,10 @@ class Trainer:
         Returns:
             (len(LOSSES),) float32 on the device.
         """
-        noises = noise.split(self._stage.noise_dim, dim=1)  # for D's update; with redraw_noise also for G's
+        noises = noise.split(self._stage.noise_dim, dim=1)  # for D's update; as they are asked for, G's and between
+        of_g, between = noises[1 if self._gan.redraw_noise else 0], noises[-1]
         parts = batch.parts(self._accumulation)
-        noises_d, noises_g = noises[0].chunk(self._accumulation), noises[-1].chunk(self._accumulation)
+        noises_d, noises_g, noises_between = (each.chunk(self._accumulation) for each in (noises[0], of_g, between))
         told_d: list[Tensor] = []
         told_g: list[Tensor] = []
         fakes: GeneratorOutput | None = None
@@ -120,8 +122,8 @@ class Trainer:
         # Update G through the updated D.
         self._stage.discriminator.requires_grad_("frozen_discriminator" not in self._speedups)
         self._optimizers["G"].zero_grad(set_to_none=True)
-        for part, part_noise in zip(parts, noises_g, strict=True):
-            g_loss, kl = self.generator_phase(part, part_noise, None if self._repaints else fakes)
+        for part, part_noise, part_between in zip(parts, noises_g, noises_between, strict=True):
+            g_loss, kl = self.generator_phase(part, part_noise, part_between, None if self._repaints else fakes)
             ((g_loss + self._gan.kl_weight * kl) / self._accumulation).backward()
             told_g.append(torch.stack([g_loss, kl]).detach())
         self._update("G")
@@ -138,12 +140,32 @@ class Trainer:
             d_loss = discriminator_loss(logits, self._gan.adversarial_loss)
         return fakes, logits, d_loss
 
-    def generator_phase(self, part: Batch, noise: Tensor, fakes: GeneratorOutput | None) -> tuple[Tensor, Tensor]:
-        """Return what D says of the fakes as a loss, and the KL divergence; without `fakes`, they are painted anew."""
+    def generator_phase(
+        self, part: Batch, noise: Tensor, noise_between: Tensor, fakes: GeneratorOutput | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what D says of the fakes as a loss, and the KL divergence.
+
+        Args:
+            part: n pictures.
+            noise: (n, Stage.noise_dim), which the fakes are painted with.
+            noise_between: (n, Stage.noise_dim), of which every other row is for a text between two.
+            fakes: of this noise; None paints them anew.
+        """
         with self._casting():
             if fakes is None:
                 fakes = self._stage.generate(part.text_embedding, noise)
-            return self._generator_losses(part, fakes)
+            loss, kl = self._generator_losses(part, fakes)
+            if self._gan.interpolation_weight:
+                loss = loss + self._gan.interpolation_weight * self._loss_between(part, noise_between)
+            return loss, kl
+
+    def _loss_between(self, part: Batch, noise: Tensor) -> Tensor:
+        """Return G's loss on texts in the middle of two neighbours of the batch: Reed et al., ICML 2016, equation 5."""
+        texts = part.text_embedding.unflatten(0, (-1, 2)).mean(dim=1)  # (n / 2, text_dim)
+        images = self._seen(self._stage.generate(texts, noise[::2]).images, part, 1)
+        features = self._stage.discriminator.image_features(images)
+        logits = self._stage.discriminator.logits(features, self._stage.text_for_discriminator(texts))
+        return generator_loss(logits, form=self._gan.adversarial_loss)
 
     def _casting(self) -> AbstractContextManager[object]:
         if self._autocast is None:
@@ -193,7 +215,7 @@ class Trainer:
 
     def _seen(self, images: Tensor, part: Batch, which: int) -> Tensor:
         """Return pictures as D sees them; `which`: the draws of real (0), fake (1) or wrong (2) ones."""
-        return shifted_and_cut(images, part.augmentation_draws[which]) if self._augment else images
+        return shifted_and_cut(images, part.augmentation_draws[which, : len(images)]) if self._augment else images
 
     def _update(self, name: str) -> None:
         average_gradients(self._networks[name].parameters())

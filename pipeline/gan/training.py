@@ -63,6 +63,7 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
         batch_size=job.train.batch_size,
         captions_averaged=job.gan.captions_averaged,
         wrong_pairs=job.gan.wrong_pairs,
+        with_boxes=job.gan.box_conditioned,
         seed=job.train.seed,
         rank=rank(),
         num_workers=num_workers(),
