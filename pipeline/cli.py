@@ -24,6 +24,7 @@ from pipeline.gan.painting import (
     write_picture,
     write_pictures,
 )
+from pipeline.paper_tables import PAGE_PATH, run_tables, show_tables
 from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
 from pipeline.text.encoders import CharCnnRnnEncoder, TextEncoder, load_text_encoder
 
@@ -232,4 +233,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--captions", type=int, metavar="K", help="keep the first K of each picture (default all)")
     command.set_defaults(run=_import_embeddings)
+    _add_tables(commands.add_parser("tables", help="train the systems of the paper's tables, and show their scores"))
     return parser
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser("run", help="queue systems as DVC experiments, run them, and show the tables")
+    command.add_argument(
+        "systems", nargs="*", metavar="SYSTEM", help="choices of conf/gan (default: all of the paper's tables)"
+    )
+    command.add_argument(
+        "-S",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="OVERRIDE",
+        help="of all of them, as for `dvc exp run`: -S dataset=cub -S hardware=gpu",
+    )
+    command.add_argument("--queue-only", action="store_true", help="leave running them to `dvc exp run --run-all`")
+    command.set_defaults(run=_run_tables)
+    command = commands.add_parser("show", help="print the tables from the tracked runs, and write a page with pictures")
+    command.add_argument("--dataset", metavar="NAME", help="a data set's tracked runs (default: that of params.yaml)")
+    command.add_argument("--html", type=Path, default=PAGE_PATH, metavar="PATH", help=f"the page (default {PAGE_PATH})")
+    command.set_defaults(run=_show_tables)
+
+
+def _run_tables(arguments: argparse.Namespace) -> Iterable[str]:
+    return run_tables(arguments.systems, arguments.overrides, is_queued_only=arguments.queue_only)
+
+
+def _show_tables(arguments: argparse.Namespace) -> Iterable[str]:
+    return show_tables(arguments.dataset, arguments.html)

@@ -322,11 +322,16 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
     return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}", provenance)
 
 
+def experiment_name(dataset: str) -> str:
+    """Return MLflow's name of a data set's experiment."""
+    return f"stackgan-{dataset}"
+
+
 def _experiment_id(client: "MlflowClient", dataset: str) -> str:
     """Find or make the data set's experiment; beside the SQLite file its artifacts stay in the storage root."""
     from mlflow.exceptions import MlflowException
 
-    name = f"stackgan-{dataset}"
+    name = experiment_name(dataset)
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     place = None if "MLFLOW_TRACKING_URI" in os.environ else (storage_root() / "artifacts").as_uri()

@@ -124,6 +124,40 @@ def test_each_stage_has_one_finished_run_whose_inputs_lead_to_their_writers(repo
     assert repository.epochs_logged(runs["train_stage1"][0]) == [1, 2, 3]
 
 
+def test_the_papers_systems_run_from_dvcs_queue_and_stand_in_its_tables(repository: Repository) -> None:
+    before = {stage: len(repository.runs(stage)) for stage in STAGES}
+    systems = ("stage1_64", "stackgan_128")
+    shown = repository.run("stackgan", "tables", "run", *systems, "-S", "size=tiny").stdout
+    again = {stage: len(repository.runs(stage)) - before[stage] for stage in STAGES}
+    # One Stage-I serves them and the 256x256 StackGAN that the fixture ran.
+    trained = {"train_stage2": 2, "generate_samples": 2, "evaluate_inception": 2, "report": 2}
+    assert again == dict.fromkeys(STAGES, 0) | trained
+
+    last, first, of_the_fixture = repository.runs("evaluate_inception")
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for start, run in (
+        ("Stage-I, CA 64 2.95", first),
+        ("StackGAN, CA, text twice 128 3.35", last),
+        ("StackGAN, CA, text twice 256 3.70", of_the_fixture),
+    ):
+        (line, *_) = (line for line in lines if line.startswith(start))
+        mean = run.data.metrics["methods.stackgan.inception_score.mean"]
+        assert f"(CUB) {mean:.2f} ± " in line and line.endswith(run.info.run_id[:8])
+    assert any(line.startswith("Noise 256") for line in lines) and any("128x128 above 64x64" in line for line in lines)
+    assert (repository.folder / "reports" / "tables.html").read_text().count("<img ") == 3 * 8
+    assert repository.run("stackgan", "tables", "show").stdout == shown
+    assert repository.changed_stages() == set()
+
+    # What DVC itself makes of the two experiments.
+    names = repository.run("dvc", "exp", "list", "--name-only").stdout.split()
+    (one,), (other,) = ([name for name in names if name.startswith(f"{system}-2")] for system in systems)
+    scores = json.loads(repository.run("dvc", "metrics", "diff", "--json", one, other).stdout)
+    assert "methods.stackgan.inception_score.mean" in scores["reports/evaluate_inception.json"]
+    repository.run("dvc", "plots", "diff", one, other, "--out", "dvc_plots")
+    plots = (repository.folder / "dvc_plots" / "index.html").read_text()
+    assert one in plots and other in plots and "Stage-II losses" in plots
+
+
 def test_a_learning_rate_reruns_its_training_and_what_follows_only(repository: Repository) -> None:
     before = {stage: len(repository.runs(stage)) for stage in STAGES}
     repository.change("train_stage2", learning_rate=0.0001)

@@ -362,3 +362,14 @@ def test_long_curves_are_averaged_to_a_bounded_number_of_points() -> None:
     chart = loss_chart({"step": steps, "d_loss": steps}, "losses")
     longest = max(len(re.findall(r"[ML] ", path)) for path in re.findall(r'd="([^"]*)"', chart))
     assert MAX_POINTS // 2 < longest <= MAX_POINTS
+
+
+def test_a_gan_of_one_stage_shows_its_pictures_once(inputs: Inputs, tmp_path: Path) -> None:
+    shutil.copytree(inputs.reports_dir, tmp_path / "reports")
+    write_json(tmp_path / "reports" / "train_stage2.json", {"stage": 2, "num_steps": 0})
+    page = inputs._replace(reports_dir=tmp_path / "reports").page(tmp_path / "index.html")
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert "This GAN paints in one stage." in text and "No samples of" not in text
+    rows = re.findall(r'<tr><th scope="row">(.*?)<small>', page)
+    assert "Stage-I" in rows and "Stage-II" not in rows
+    assert "Stage-I</figcaption>" in page and "Stage-II</figcaption>" not in page

@@ -38,7 +38,7 @@ REPORTS = (
     "train_classifier",
     "evaluate_inception",
 )
-STAGE_NAMES = {"train_stage1": "Stage-I, 64x64", "train_stage2": "Stage-II, 256x256"}
+STAGE_NAMES = {"train_stage1": "Stage-I", "train_stage2": "Stage-II"}
 JPEG_QUALITY = 88
 LONGEST_LIST = 8  # of a report's values; a longer one is a histogram, which the page draws
 NUM_BAD_IMAGES_SHOWN = 10
@@ -89,16 +89,25 @@ def write_report(
     samples = read_samples(samples_dir)
     real = real_counterparts(crops_dir, samples.values())
     methods = _ordered((reports["evaluate_inception"] or {}).get("methods", {}))
-    page = _template().render(
+    two_stages = (reports["train_stage2"] or {}).get("num_steps") != 0
+    if not two_stages:  # the final pictures are Stage-I's, and shown once
+        samples.pop("stackgan", None)
+        methods.pop("stackgan", None)
+    page = page_template("report.html.j2").render(
         dataset_name=dataset_name,
         is_published_dataset=dataset_name in PUBLISHED_DATASETS,
+        two_stages=two_stages,
         verdict=verdict(methods) if methods else None,
         score_rows=[ScoreRow(method_name(method), scores) for method, scores in methods.items()],
         protocol=common_protocol(methods),
         neighbour_rows=neighbour_rows((reports["evaluate_inception"] or {}).get("neighbours", {}), samples, crops_dir),
         classifier=reports["train_classifier"],
         sample_rows=sample_rows(samples, real, num_captions, seed),
-        missing_methods=[name for method, name in METHOD_NAMES.items() if method not in (*BOUNDS, *samples)],
+        missing_methods=[
+            name
+            for method, name in METHOD_NAMES.items()
+            if method not in (*BOUNDS, *samples) and (two_stages or method != "stackgan")
+        ],
         loss_charts={
             name: loss_chart(columns, f"Losses of {STAGE_NAMES[name]}") if columns else None
             for name, columns in curves.items()
@@ -165,10 +174,15 @@ def data_uri(image: Images) -> str:
     picture = Image.fromarray(image)
     if len(image) <= 64:
         picture.save(buffer, "PNG", optimize=True)
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return png_uri(buffer.getvalue())
     # Not optimised: Pillow sizes that buffer for ordinary pictures, and the noise of an untrained generator bursts it.
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return jpeg_uri(buffer.getvalue())
+
+
+def png_uri(png: bytes) -> str:
+    """Encode a PNG file's bytes into the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def jpeg_uri(jpeg: bytes) -> str:
@@ -227,8 +241,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is not JSON ({error}); rerun `dvc repro {path.stem}`") from None
 
 
-def _template() -> jinja2.Template:
-    """Return the page's template; it escapes whatever is put into it, captions above all."""
+def page_template(name: str) -> jinja2.Template:
+    """Return a page's template out of this folder; it escapes whatever is put into it, captions above all."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -236,4 +250,4 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)

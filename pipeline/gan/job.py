@@ -81,7 +81,7 @@ def require_possible(job: TrainingJob) -> None:
         num_at_once = batch_size // (workers * accumulation)
         if job.gan.interpolation_weight and (num_at_once % 2 or num_at_once < 4):
             raise ValueError(
-                f"{job.section}.batch_size {batch_size} gives each of {workers} workers {num_at_once} pictures at once; "
+                f"{job.section}.batch_size {batch_size} gives each of {workers} workers {num_at_once} at a time; "
                 "gan.interpolation_weight takes them in pairs, and BatchNorm two pairs or more: take a larger multiple"
             )
     if job.gan.box_conditioned and job.train.transform:

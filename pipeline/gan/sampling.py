@@ -102,9 +102,10 @@ def generate_samples(
 ) -> None:
     """Paint every test picture's first captions with each method, and write samples/.
 
-    Methods: `untrained` (Stage-I and Stage-II as initialised), `stage1` (64x64), `stackgan` (256x256). The same
-    caption has the same seed, and so the same z, in all of them. grid_<method>.png shows some of them, for captions
-    spread over the split, which gallery/ holds one by one.
+    Methods: `untrained` (all stages as initialised), `stage1`, and `stackgan`, the final pictures of every system, so
+    that their scores have one name: of a GAN of one stage these are Stage-I's. The same caption has the same seed, and
+    so the same z, in all of them. grid_<method>.png shows some, for captions spread over the split, which gallery/
+    holds one by one.
 
     Raises:
         ValueError: snapshots or embeddings are missing or do not fit together.
