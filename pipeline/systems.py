@@ -96,9 +96,14 @@ def run_queued(names: Sequence[str]) -> None:
         names: of the experiments that matter to the caller.
 
     Raises:
-        ValueError: one of these did not succeed.
+        ValueError: one of these did not succeed, or the waiting was interrupted.
     """
-    _dvc("exp", "run", "--run-all")
+    try:
+        _dvc("exp", "run", "--run-all")
+    except KeyboardInterrupt:
+        raise ValueError(
+            "interrupted; the experiments go on: `dvc queue status` shows them, `dvc queue stop --kill` ends them"
+        ) from None
     status = subprocess.run([*_DVC, "queue", "status"], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in status.splitlines()]
     succeeded = {row[1] for row in rows if len(row) > 2 and row[-1] == "Success"}
