@@ -49,13 +49,15 @@ class TrackedEvaluation:
         Raises:
             ValueError: the samples were tracked without one.
         """
+        from mlflow.exceptions import MlflowException
+
         samples = self._samples
         assert samples is not None
         try:
             captions = self._json(samples.info.run_id, "gallery/captions.json")["captions"]
             names = [f"gallery/{method}_{number}.png" for number in range(len(captions))]
             return [row["caption"] for row in captions], [self._bytes(samples.info.run_id, name) for name in names]
-        except (OSError, KeyError, TypeError) as error:
+        except (OSError, MlflowException) as error:
             raise ValueError(
                 f"MLflow run {samples.info.run_id} holds no gallery ({error}); run the system anew"
             ) from None
