@@ -243,20 +243,24 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "systems", nargs="*", metavar="SYSTEM", help="choices of conf/gan (default: all of the paper's tables)"
     )
+    _add_overrides(command)
+    command.add_argument("--queue-only", action="store_true", help="leave running them to `dvc exp run --run-all`")
+    command.set_defaults(run=_run_tables)
+    command = commands.add_parser("show", help="print the tables from the tracked runs, and write a page with pictures")
+    _add_overrides(command)
+    command.add_argument("--html", type=Path, default=PAGE_PATH, metavar="PATH", help=f"the page (default {PAGE_PATH})")
+    command.set_defaults(run=_show_tables)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-S",
         dest="overrides",
         action="append",
         default=[],
         metavar="OVERRIDE",
-        help="of all of them, as for `dvc exp run`: -S dataset=cub -S hardware=gpu",
+        help="settings of all systems, as for `dvc exp run`: -S dataset=cub -S hardware=gpu",
     )
-    command.add_argument("--queue-only", action="store_true", help="leave running them to `dvc exp run --run-all`")
-    command.set_defaults(run=_run_tables)
-    command = commands.add_parser("show", help="print the tables from the tracked runs, and write a page with pictures")
-    command.add_argument("--dataset", metavar="NAME", help="a data set's tracked runs (default: that of params.yaml)")
-    command.add_argument("--html", type=Path, default=PAGE_PATH, metavar="PATH", help=f"the page (default {PAGE_PATH})")
-    command.set_defaults(run=_show_tables)
 
 
 def _run_tables(arguments: argparse.Namespace) -> Iterable[str]:
@@ -264,4 +268,4 @@ def _run_tables(arguments: argparse.Namespace) -> Iterable[str]:
 
 
 def _show_tables(arguments: argparse.Namespace) -> Iterable[str]:
-    return show_tables(arguments.dataset, arguments.html)
+    return show_tables(arguments.overrides, arguments.html)

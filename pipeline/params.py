@@ -241,7 +241,7 @@ class GanParams:
     adversarial_loss: Literal["bce", "hinge"]
     kl_form: Literal["mean", "sum"]  # over the dimensions of the conditioning code
     kl_weight: float
-    interpolation_weight: float  # of G's loss on texts half-way between two of its batch; 1: GAN-INT-CLS; 0: none
+    interpolation_weight: float  # of G's loss on texts half-way between two of its batch (GAN-INT-CLS); 0: none
     redraw_noise: bool  # G's update paints anew with fresh noise
     stage1_batch_statistics: bool  # the frozen Stage-I normalises by its batch while Stage-II is trained
     gradient_penalty: Literal["none", "r1", "matching_aware"]  # not in the paper

@@ -1,8 +1,8 @@
-"""Systems by their configuration: which choice of conf/gan a training was, and how to queue some of them with DVC."""
+"""Systems by their configuration: what each choice of conf/gan sets, and how to queue some of them with DVC."""
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,30 +10,36 @@ from typing import Any
 import yaml
 
 CONF_DIR = Path("conf")
+# Sections of params.yaml that make a system's pictures and scores what they are, besides the data and the judges.
+SECTIONS = ("gan", "train_stage1", "train_stage2", "generate_samples", "evaluate_inception")
 _DVC = (sys.executable, "-m", "dvc")
-# Keys of section gan that conf/size and conf/dataset set: another value is a system of another size, not another one.
-SIZE_KEYS = ("generator_dim", "discriminator_dim", "z_dim", "condition_dim", "num_residual_blocks", "captions_averaged")
 
 
-def known_systems(first: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-    """Return what each choice of conf/gan sets, as MLflow keeps it: gan.<key> -> value, less SIZE_KEYS.
-
-    Args:
-        first: choices that stand in front, before the alphabet's order: of two that set the same, the first is meant.
+def choices() -> list[str]:
+    """List the choices of conf/gan.
 
     Raises:
-        ValueError: there is no conf/gan here.
+        ValueError: there are none here.
     """
-    choices = sorted(path.stem for path in (CONF_DIR / "gan").glob("*.yaml"))
-    if not choices:
+    found = sorted(path.stem for path in (CONF_DIR / "gan").glob("*.yaml"))
+    if not found:
         raise ValueError(f"{CONF_DIR / 'gan'} is missing: run from the repository's root")
-    ordered = [choice for choice in first if choice in choices]
-    return {choice: _settings_of(choice) for choice in (*ordered, *(c for c in choices if c not in ordered))}
+    return found
 
 
-def _settings_of(choice: str) -> dict[str, str]:
-    gan = composed([f"gan={choice}"])["gan"]
-    return {f"gan.{key}": str(value) for key, value in gan.items() if key not in SIZE_KEYS}
+def settings_of(choice: str, overrides: Sequence[str]) -> dict[str, str]:
+    """Return what a choice of conf/gan sets, as MLflow keeps it: section.key -> value, for SECTIONS.
+
+    A GAN of one stage trains nothing in train_stage2, so that section is left out of its settings.
+    """
+    document = composed([f"gan={choice}", *overrides])
+    one_stage = document["gan"]["stage2_size"] == "none"
+    return {
+        f"{section}.{key}": str(value)
+        for section in SECTIONS
+        if not (one_stage and section == "train_stage2")
+        for key, value in document[section].items()
+    }
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -56,37 +62,32 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     return {str(section): values for section, values in document.items()}
 
 
-def system_of(settings: Mapping[str, str], known: Mapping[str, Mapping[str, str]]) -> str | None:
-    """Return the first choice whose settings a training had, None where it had none's."""
-    return next((choice for choice, keys in known.items() if keys.items() <= settings.items()), None)
-
-
-def queue(choices: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Queue one DVC experiment for each choice.
+def queue(systems: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Queue one DVC experiment for each system.
 
     Args:
-        choices: of conf/gan.
+        systems: choices of conf/gan.
         overrides: group=choice or section.key=value, for each of them.
 
     Returns:
         The experiments' names.
 
     Raises:
-        ValueError: a choice or an override is none, the raw data is known to neither git nor DVC, or DVC refuses.
+        ValueError: a system or an override is none, git does not know of the raw data, or DVC refuses.
     """
-    known = {path.stem for path in (CONF_DIR / "gan").glob("*.yaml")}
-    if unknown := [choice for choice in choices if choice not in known]:
-        raise ValueError(f"conf/gan has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    known = choices()
+    if unknown := [name for name in systems if name not in known]:
+        raise ValueError(f"conf/gan has no {', '.join(unknown)}; it has {', '.join(known)}")
     if any(override.partition("=")[0].lstrip("+~") == "gan" for override in overrides):
         raise ValueError("-S gan=... is what `stackgan tables run` sets itself: name systems as its arguments")
-    for choice in choices:
-        composed([f"gan={choice}", *overrides])
+    for system in systems:
+        composed([f"gan={system}", *overrides])
     _require_raw_data(str(composed(overrides)["dataset"]["name"]))
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    for choice in choices:
-        settings = [argument for override in (f"gan={choice}", *overrides) for argument in ("-S", override)]
-        _dvc("exp", "run", "--queue", "--name", f"{choice}-{stamp}", *settings)
-    return [f"{choice}-{stamp}" for choice in choices]
+    for system in systems:
+        settings = [argument for override in (f"gan={system}", *overrides) for argument in ("-S", override)]
+        _dvc("exp", "run", "--queue", "--name", f"{system}-{stamp}", *settings)
+    return [f"{system}-{stamp}" for system in systems]
 
 
 def run_queued(names: Sequence[str]) -> None:
@@ -104,7 +105,7 @@ def run_queued(names: Sequence[str]) -> None:
         raise ValueError(
             "interrupted; the experiments go on: `dvc queue status` shows them, `dvc queue stop --kill` ends them"
         ) from None
-    status = subprocess.run([*_DVC, "queue", "status"], capture_output=True, text=True, check=True).stdout
+    status = subprocess.run([*_DVC, "queue", "status"], stdout=subprocess.PIPE, text=True, check=False).stdout
     rows = [line.split() for line in status.splitlines()]
     succeeded = {row[1] for row in rows if len(row) > 2 and row[-1] == "Success"}
     if failed := [name for name in names if name not in succeeded]:
@@ -115,12 +116,15 @@ def _require_raw_data(dataset: str) -> None:
     """Refuse raw data that a queued experiment's copy of the repository would lack."""
     raw_path = f"data/raw/{dataset}"
     nodes = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
-    if any(raw_path in node.get("outs", []) for node in nodes) or Path(f"{raw_path}.dvc").is_file():
+    if any(raw_path in node.get("outs", []) for node in nodes):
         return
-    raise ValueError(
-        f"{raw_path} is known to neither git nor DVC, and a queued experiment runs in a copy that holds only what they "
-        f"know: `dvc add {raw_path}` first"
-    )
+    places = [raw_path, *(f"{parent}.dvc" for parent in (Path(raw_path), *Path(raw_path).parents[:2]))]
+    listed = subprocess.run(["git", "ls-files", "--", *places], capture_output=True, text=True, check=False)
+    if not listed.stdout.strip():
+        raise ValueError(
+            f"git does not know {raw_path}, and a queued experiment runs in a copy that holds only what git knows of: "
+            f"`dvc add {raw_path} && git add {raw_path}.dvc` first"
+        )
 
 
 def _dvc(*arguments: str) -> None:

@@ -32,50 +32,59 @@ class TrackedEvaluation:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Return the params of both trainings, by section.key; none where the lineage is not known any more."""
+        """Return the params of itself, its samples and both trainings, and the trainings' commit as `code`.
+
+        Some are missing where the lineage is not known any more.
+        """
+        trainings = [self._upstream(self._samples, stage) for stage in ("train_stage1", "train_stage2")]
         settings: dict[str, str] = {}
-        for stage in ("train_stage1", "train_stage2"):
-            run = self._samples and self._upstream(self._samples, stage)
+        for run in (self.run, self._samples, *trainings):
             settings |= run.data.params if run else {}
-        return settings
+        commits = {run.data.tags.get("mlflow.source.git.commit", "unknown")[:8] for run in trainings if run}
+        return settings | {"code": ", ".join(sorted(commits))}
 
     def report(self) -> dict[str, Any]:
-        """Return its reports/evaluate_inception.json."""
-        return self._json(self.run_id, "reports/evaluate_inception.json")
+        """Return its reports/evaluate_inception.json.
+
+        Raises:
+            ValueError: MLflow has it no more.
+        """
+        return json.loads(self._bytes(self.run_id, "reports/evaluate_inception.json"))
 
     def gallery(self, method: str) -> tuple[list[str], list[bytes]]:
         """Return the captions of the gallery of its samples, and PNG files of a method's pictures for them.
 
         Raises:
-            ValueError: the samples were tracked without one.
+            ValueError: MLflow has none of it.
         """
-        from mlflow.exceptions import MlflowException
-
-        samples = self._samples
-        assert samples is not None
-        try:
-            captions = self._json(samples.info.run_id, "gallery/captions.json")["captions"]
-            names = [f"gallery/{method}_{number}.png" for number in range(len(captions))]
-            return [row["caption"] for row in captions], [self._bytes(samples.info.run_id, name) for name in names]
-        except (OSError, MlflowException) as error:
-            raise ValueError(
-                f"MLflow run {samples.info.run_id} holds no gallery ({error}); run the system anew"
-            ) from None
+        assert self._samples is not None
+        run_id = self._samples.info.run_id
+        captions = json.loads(self._bytes(run_id, "gallery/captions.json"))["captions"]
+        pictures = [self._bytes(run_id, f"gallery/{method}_{number}.png") for number in range(len(captions))]
+        return [row["caption"] for row in captions], pictures
 
     @cached_property
     def _samples(self) -> "Run | None":
         return self._upstream(self.run, "generate_samples")
 
-    def _upstream(self, run: "Run", stage: str) -> "Run | None":
-        run_id = run.data.tags.get(f"upstream.{stage}")
-        return self.client.get_run(run_id) if run_id else None
+    def _upstream(self, run: "Run | None", stage: str) -> "Run | None":
+        from mlflow.exceptions import MlflowException
 
-    def _json(self, run_id: str, path: str) -> dict[str, Any]:
-        return json.loads(self._bytes(run_id, path))
+        run_id = run and run.data.tags.get(f"upstream.{stage}")
+        try:
+            return self.client.get_run(run_id) if run_id else None
+        except MlflowException:  # it was deleted for good
+            return None
 
     def _bytes(self, run_id: str, path: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+        except (OSError, MlflowException) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"MLflow run {run_id} holds no {path} ({reason}); run the system anew") from None
 
 
 def evaluations(dataset: str) -> Iterator[TrackedEvaluation]:

@@ -1,4 +1,4 @@
-"""DVC stage: train Stage-I, 64x64, on Ray Train."""
+"""DVC stage: train Stage-I on Ray Train."""
 
 from functools import partial
 from pathlib import Path

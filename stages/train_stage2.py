@@ -1,4 +1,4 @@
-"""DVC stage: train Stage-II, 256x256, on the frozen Stage-I, on Ray Train."""
+"""DVC stage: train Stage-II on the frozen Stage-I, on Ray Train."""
 
 from functools import partial
 from pathlib import Path

@@ -33,8 +33,9 @@ NUM_IMAGES, NUM_CAPTIONS = 24, 5
 CLASS_IDS = np.array([7] * 3 + [2] * 12 + [9] * 8 + [4], np.int64)[np.random.default_rng(3).permutation(NUM_IMAGES)]
 CLASSES = sorted(set(CLASS_IDS.tolist()))
 WRONG_PAIRS = ("other_text", "other_image", "next_text")
-BOX = (20, 30, 50, 70)  # left, top, right, bottom in pixels of the load size
-BOXES = (torch.tensor([BOX]) / LOAD_SIZE).repeat(NUM_IMAGES, 1)
+# Left, top, right, bottom in pixels of the load size, another one for each picture.
+PIXEL_BOXES = torch.tensor([(20 + n % 7, 25 + n, 45 + n % 5, 60 + n % 11) for n in range(NUM_IMAGES)])
+BOXES = PIXEL_BOXES / LOAD_SIZE
 PROBABLE = 1e-4  # a chi-square below this is no chance; seeds are fixed, so the outcome is too
 
 
@@ -602,7 +603,6 @@ def test_a_box_behind_the_texts_is_where_the_object_is_after_crop_and_mirror(
 ) -> None:
     """The pictures' pixels say which row and column they were, so the object's can be counted in the batch."""
     boxed, plain = (source(training_set, wrong_pairs=wrong_pairs, with_boxes=on) for on in (True, False))
-    left, top, right, bottom = BOX
     for step in range(4):
         batch, without = boxed.batch(step), plain.batch(step)
         assert torch.equal(batch.real, without.real)
@@ -612,11 +612,18 @@ def test_a_box_behind_the_texts_is_where_the_object_is_after_crop_and_mirror(
         ):
             assert torch.equal(texts[:, :-4], texts_without)
             for picture, box in zip(pixels_of(batch.real), texts[:, -4:] * IMAGE_SIZE, strict=True):
+                left, top, right, bottom = PIXEL_BOXES[picture[0, 0, 2]].tolist()
                 rows, columns = picture[:, 0, 0], picture[0, :, 1]
                 inside_y = np.flatnonzero((rows >= top) & (rows < bottom))
                 inside_x = np.flatnonzero((columns >= left) & (columns < right))
                 expected = [inside_x[0], inside_y[0], inside_x[-1] + 1, inside_y[-1] + 1]
                 assert box.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_boxes_of_pictures_of_128_are_those_of_their_256_crops(large_training_set: TrainingSet) -> None:
+    one, half = (source(large_training_set, with_boxes=True, image_size=size).batch(2) for size in (256, 128))
+    assert torch.equal(one.text_embedding, half.text_embedding) and half.real.shape[2:] == (128, 128)
+    assert len(set(one.text_embedding[:, -4].tolist())) > 1
 
 
 def test_boxes_do_not_depend_on_the_number_of_workers(training_set: TrainingSet) -> None:

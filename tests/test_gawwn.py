@@ -83,7 +83,7 @@ def test_another_box_gives_another_picture_and_another_verdict() -> None:
 
 
 def test_the_local_pathway_acts_within_the_box_alone() -> None:
-    """Without the global pathway and the layout, what the local one changes stays around the box."""
+    """What a change of the local pathway changes stays around the box."""
     stage = spread_stage()
     generator = stage.generator.eval()
     assert isinstance(generator, BoxGenerator)

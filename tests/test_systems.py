@@ -1,70 +1,58 @@
-"""Systems by their configuration: each choice of conf/gan is recognised at any size, and what cannot be queued."""
+"""Systems by their configuration: each choice of conf/gan sets something of its own, and what cannot be queued."""
 
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.evaluation.published import SYSTEMS
-from pipeline.systems import SIZE_KEYS, composed, known_systems, queue, system_of
+from pipeline.systems import SECTIONS, choices, composed, queue, settings_of
 
 ROOT = Path(__file__).parents[1]
-CHOICES = [system.choice for system in SYSTEMS]
+NAMES = [system.choice for system in SYSTEMS]
 
 
 @pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def own_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a git repository of one's own that has this one's configuration: nothing may be queued in this one."""
+    for name in ("conf", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def known() -> dict[str, dict[str, str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        return known_systems(first=CHOICES)
-
-
-def settings_of(document: dict[str, Any]) -> dict[str, str]:
-    """Return params as MLflow keeps them."""
-    return {f"gan.{key}": str(value) for key, value in document["gan"].items()}
-
-
-def test_every_system_of_the_tables_is_a_choice_of_its_own(known: dict[str, dict[str, str]]) -> None:
-    assert list(known)[: len(CHOICES)] == CHOICES
-    assert set(known) == {path.stem for path in (ROOT / "conf" / "gan").glob("*.yaml")}
-    different = {tuple(sorted(settings.items())) for settings in known.values()}
-    assert len(different) == len(known) - 1  # paper is stackgan_256
+def test_every_choice_sets_something_of_its_own_but_paper_which_is_stackgan_256() -> None:
+    assert set(NAMES) <= set(choices())
+    settings = {choice: tuple(sorted(settings_of(choice, []).items())) for choice in choices()}
+    assert settings["paper"] == settings["stackgan_256"]
+    assert len(set(settings.values())) == len(settings) - 1
 
 
 @pytest.mark.parametrize("size", ["paper", "demo", "tiny"])
-@pytest.mark.parametrize("choice", CHOICES)
-def test_a_system_is_recognised_at_every_size(choice: str, size: str, known: dict[str, dict[str, str]]) -> None:
-    document = composed([f"gan={choice}", f"size={size}"])
-    assert system_of(settings_of(document), known) == choice
-    pixels = document["gan"]["stage2_size"] if choice.startswith("stackgan") else document["gan"]["stage1_size"]
-    assert pixels == next(system.pixels for system in SYSTEMS if system.choice == choice)
+def test_a_system_paints_the_pixels_that_its_row_says_at_every_size(size: str) -> None:
+    for system in SYSTEMS:
+        gan = composed([f"gan={system.choice}", f"size={size}"])["gan"]
+        final = gan["stage1_size"] if gan["stage2_size"] == "none" else gan["stage2_size"]
+        assert final == system.pixels, system.choice
 
 
-def test_the_committed_params_are_stackgan_256(known: dict[str, dict[str, str]]) -> None:
-    assert system_of(settings_of(yaml.safe_load((ROOT / "params.yaml").read_text())), known) == "stackgan_256"
+def test_settings_are_those_of_params_yaml_as_mlflow_keeps_them() -> None:
+    committed = yaml.safe_load((ROOT / "params.yaml").read_text())
+    expected = {f"{section}.{key}": str(value) for section in SECTIONS for key, value in committed[section].items()}
+    assert settings_of("stackgan_256", []) == expected
+    changed = settings_of("stackgan_256", ["gan.ema_decay=0.5", "train_stage1.num_epochs=7"])
+    assert changed == expected | {"gan.ema_decay": "0.5", "train_stage1.num_epochs": "7"}
 
 
-def test_a_training_that_differs_in_more_than_its_size_is_no_system(known: dict[str, dict[str, str]]) -> None:
-    document = composed(["gan=stackgan_256", "gan.ema_decay=0.999"])
-    assert system_of(settings_of(document), known) is None
-    assert system_of({}, known) is None
-    document = composed(["gan=published_tf"])
-    assert system_of(settings_of(document), known) == "published_tf"
-
-
-def test_sizes_and_data_sets_set_no_other_key_of_the_gan() -> None:
-    for path in (*(ROOT / "conf" / "size").glob("*.yaml"), *(ROOT / "conf" / "dataset").glob("*.yaml")):
-        assert set((yaml.safe_load(path.read_text()) or {}).get("gan", {})) <= set(SIZE_KEYS), path
+def test_what_a_gan_of_one_stage_does_not_train_is_no_setting_of_it() -> None:
+    settings = settings_of("stage1_64", [])
+    assert "train_stage1.num_epochs" in settings
+    assert not any(key.startswith("train_stage2.") for key in settings)
 
 
 @pytest.mark.parametrize(
-    ("choices", "overrides", "told"),
+    ("systems", "overrides", "told"),
     [
         (["stackgan_512"], [], "conf/gan has no stackgan_512; it has .*gawwn"),
         (["../size/tiny"], [], "conf/gan has no ../size/tiny"),
@@ -72,17 +60,33 @@ def test_sizes_and_data_sets_set_no_other_key_of_the_gan() -> None:
         (["gawwn"], ["size=huge"], "gan=gawwn size=huge: .*huge"),
         (["gawwn"], ["train_stage1.wings=2"], "train_stage1.wings=2: .*wings"),
         (["gawwn"], ["nonsense"], "nonsense"),
-        (["gawwn"], ["dataset=cub"], "data/raw/cub is known to neither git nor DVC.*`dvc add data/raw/cub` first"),
+        (
+            ["gawwn"],
+            ["dataset=cub"],
+            "git does not know data/raw/cub.*`dvc add data/raw/cub && git add",
+        ),
     ],
     ids=str,
 )
-def test_what_cannot_be_queued_is_refused_in_one_line(choices: list[str], overrides: list[str], told: str) -> None:
+def test_what_cannot_be_queued_is_refused_in_one_line(systems: list[str], overrides: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told) as error:
-        queue(choices, overrides)
+        queue(systems, overrides)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("place", ["data/raw/cub.dvc", "data/raw.dvc", "data/raw/cub/CUB_200_2011/images.txt"])
+def test_raw_data_that_git_knows_of_is_no_reason_to_refuse(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).touch()
+    with pytest.raises(ValueError, match="git does not know data/raw/cub"):
+        queue(["gawwn"], ["dataset=cub"])
+    subprocess.run(["git", "add", place], check=True)
+    with pytest.raises(ValueError, match=r"`dvc exp run --queue .*` ended with status"):  # this is no DVC repository
+        queue(["gawwn"], ["dataset=cub"])
+
+
 def test_outside_of_the_repository_the_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"conf/gan is missing: run from the repository's root"):
-        known_systems()
+        choices()

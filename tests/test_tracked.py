@@ -27,11 +27,7 @@ def test_finished_evaluations_of_the_data_set_come_newest_first_over_pages(monke
 def test_settings_report_and_gallery_are_those_of_the_runs_behind_it() -> None:
     track_evaluation({"gan.stage1_size": "64", "train_stage2.num_epochs": "2"}, 2.5)
     (evaluation,) = evaluations("demo")
-    assert evaluation.settings == {
-        "train_stage1.num_epochs": "3",
-        "gan.stage1_size": "64",
-        "train_stage2.num_epochs": "2",
-    }
+    assert evaluation.settings == {"gan.stage1_size": "64", "train_stage2.num_epochs": "2", "code": "c0ffee00"}
     assert evaluation.report() == as_json({"methods": {"stackgan": scores(2.5)}})
     captions, pictures = evaluation.gallery("stackgan")
     assert tuple(captions) == CAPTIONS and [grey_of(png) for png in pictures] == [0, 1]
@@ -41,13 +37,19 @@ def test_samples_without_a_gallery_are_refused_by_their_run() -> None:
     track_evaluation({}, 2.0, with_gallery=False)
     (evaluation,) = evaluations("demo")
     samples = evaluation.run.data.tags["upstream.generate_samples"]
-    with pytest.raises(ValueError, match=f"MLflow run {samples} holds no gallery .*; run the system anew"):
+    with pytest.raises(
+        ValueError, match=f"MLflow run {samples} holds no gallery/captions.json .*; run the system anew"
+    ):
         evaluation.gallery("stackgan")
 
 
-def test_a_lineage_that_is_not_known_has_no_settings() -> None:
-    run_id = track_evaluation({"gan.stage1_size": "64"}, 2.0)
+@pytest.mark.parametrize("lost", ["tag", "run"])
+def test_of_a_lineage_that_is_lost_the_settings_are_missing(lost: str, tmp_path: Path) -> None:
+    run_id = track_evaluation({"gan.stage1_size": "64", "evaluate_inception.seed": "0"}, 2.0)
     (evaluation,) = evaluations("demo")
-    evaluation.client.delete_tag(run_id, "upstream.generate_samples")
+    if lost == "tag":
+        evaluation.client.delete_tag(run_id, "upstream.generate_samples")
+    else:
+        evaluation.client.set_tag(run_id, "upstream.generate_samples", "0" * 32)
     (again,) = evaluations("demo")
-    assert again.settings == {}
+    assert again.settings == {"evaluate_inception.seed": "0", "code": ""}

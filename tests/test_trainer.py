@@ -215,7 +215,7 @@ def case_of(name: str) -> tuple[int, GanParams]:
         "stage1": (1, narrow("paper")),
         "stage1_redrawn_penalised": (1, narrow("published_tf", **penalised)),
         "stage2": (2, narrow("published_pytorch")),
-        "synchronised": (1, narrow("paper", **penalised)),
+        "synchronised": (1, narrow("paper", interpolation_weight=0.5, **penalised)),
     }[name]
 
 

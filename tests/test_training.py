@@ -22,7 +22,7 @@ from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.snapshots import load_snapshot
 from pipeline.gan import guards
 from pipeline.gan.checkpoints import CheckpointWriter, checkpoint_dirs, latest_checkpoint
-from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer, stage1_part
+from pipeline.gan.job import STAGE2_KEYS, TrainingJob, binding_params, new_stage_for, new_trainer, stage1_part
 from pipeline.gan.results import export
 from pipeline.gan.sampling import paint
 from pipeline.gan.stages import load_stage
@@ -462,18 +462,28 @@ def test_a_transform_beside_boxes_is_refused(data_dir: Path, tmp_path: Path) -> 
         train(replace(job, gan=narrow("gawwn")), lambda rank: NullRun())
 
 
-def test_gans_that_differ_in_stage2_alone_share_a_stage1(data_dir: Path, tmp_path: Path) -> None:
-    one = replace(GAN, num_residual_blocks=4, stage2_size=128, text_twice=False, stage1_batch_statistics=True)
-    jobs = [
-        replace(training_job(data_dir, tmp_path / name, train=replace(TRAIN, num_epochs=1)), gan=stage1_part(gan))
-        for name, gan in (("one", one), ("other", GAN))
-    ]
-    for job in jobs:
+def test_what_is_stage2s_alone_changes_no_weight_of_stage1_and_nothing_of_its_files(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    other = replace(
+        GAN,
+        stage2_size=128,
+        text_twice=False,
+        num_residual_blocks=4,
+        unconditional_head=True,
+        stage1_batch_statistics=True,
+    )
+    assert {key for key in STAGE2_KEYS if getattr(other, key) != getattr(GAN, key)} == set(STAGE2_KEYS)
+    gans = {"as_it_is": GAN, "another": other, "of_stage1": stage1_part(GAN), "another_of_stage1": stage1_part(other)}
+    files: dict[str, dict[str, bytes]] = {}
+    for name, gan in gans.items():
+        job = replace(training_job(data_dir, tmp_path / name, train=replace(TRAIN, num_epochs=1)), gan=gan)
         train(job, lambda rank: NullRun())
-        export(job, job.storage_dir / "models", tmp_path / "report.json", tmp_path / "curves.csv")
-    files = [{path.name: path.read_bytes() for path in (job.storage_dir / "models").iterdir()} for job in jobs]
-    assert files[0] == files[1] and len(files[0]) == 4
-    assert binding_params(jobs[0]) == binding_params(jobs[1])
+        export(job, tmp_path / name / "models", tmp_path / "report.json", tmp_path / "curves.csv")
+        files[name] = {path.name: path.read_bytes() for path in (tmp_path / name / "models").iterdir()}
+    weights = [{key: value for key, value in of.items() if key.endswith(".safetensors")} for of in files.values()]
+    assert len(weights[0]) == 2 and all(of == weights[0] for of in weights)
+    assert files["of_stage1"] == files["another_of_stage1"] and files["as_it_is"] != files["another"]
 
 
 def test_a_collapsed_generator_is_said_aloud_and_counted(

@@ -35,20 +35,26 @@ def track_evaluation(
     status: str = "FINISHED",
     with_gallery: bool = True,
 ) -> str:
-    """Track the four runs behind an evaluation, and return the id of its own."""
+    """Track an evaluation and the three runs behind it, each with its part of the settings, and return its id."""
     client = MlflowClient(tracking_uri())
     name = experiment_name(dataset)
     found = client.get_experiment_by_name(name)
     experiment_id = found.experiment_id if found else client.create_experiment(name)
 
     def run(stage: str, **upstream: str) -> str:
-        tags = {"stage": stage, **{f"upstream.{key}": run_id for key, run_id in upstream.items()}}
-        return client.create_run(experiment_id, tags=tags, run_name=stage).info.run_id
+        tags = {
+            "stage": stage,
+            "mlflow.source.git.commit": "c0ffee0011",
+            **{f"upstream.{key}": run_id for key, run_id in upstream.items()},
+        }
+        run_id = client.create_run(experiment_id, tags=tags, run_name=stage).info.run_id
+        sections = (stage, "gan") if stage.startswith("train_") else (stage,)
+        own = [Param(key, value) for key, value in settings.items() if key.startswith(sections)]
+        client.log_batch(run_id, params=own)
+        return run_id
 
     stage1 = run("train_stage1")
-    client.log_batch(stage1, params=[Param("train_stage1.num_epochs", "3")])
     stage2 = run("train_stage2", train_stage1=stage1)
-    client.log_batch(stage2, params=[Param(key, value) for key, value in settings.items()])
     samples = run("generate_samples", train_stage1=stage1, train_stage2=stage2)
     if with_gallery:
         client.log_dict(samples, {"captions": [{"caption": caption} for caption in CAPTIONS]}, "gallery/captions.json")

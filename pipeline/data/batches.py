@@ -83,9 +83,10 @@ class Batch:
     """One worker's share of a global batch."""
 
     real: Tensor  # (n, 3, S, S) float32 in [-1, 1], channels_last
-    text_embedding: Tensor  # (n, embedding_dim) float32: of the real pictures' captions, and behind it their boxes
+    # (n, embedding_dim) float32 of the real pictures' captions; with boxes (n, embedding_dim + 4), these behind it.
+    text_embedding: Tensor
     wrong: Tensor | None  # (n, 3, S, S): the wrong pairs' pictures; None where these are the real ones
-    wrong_text_embedding: Tensor  # (n, embedding_dim) float32: the wrong pairs' texts
+    wrong_text_embedding: Tensor  # likewise: the wrong pairs' texts, with the real pictures' boxes
     augmentation_draws: Tensor  # (3, n, 4) in [0, 1), on the CPU: D's augmentation of real, fake and wrong pictures
 
     def parts(self, count: int) -> list["Batch"]:

@@ -1,6 +1,6 @@
 """Where the object is in a picture: boxes in fractions of its sides, (left, top, right, bottom) from 0 to 1.
 
-For networks that are told it (gan.box_conditioned); a picture without a box is all object.
+For networks that are told it (gan.box_conditioned). A sentence without a picture has none: the object fills it all.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ def boxes_of(rows: Iterable[dict[str, Any]]) -> Tensor:
     """Return each object's box within the stored crop of its picture.
 
     Args:
-        rows: N rows of images.parquet: bbox is (x, y, width, height) or None, crop_box (left, top, right, bottom), both
-            in pixels of the original.
+        rows: N rows of images.parquet: bbox is (x, y, width, height), crop_box (left, top, right, bottom), both in
+            pixels of the original. What has no picture has None for its bbox.
 
     Returns:
         (N, 4) float32.

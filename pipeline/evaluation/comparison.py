@@ -84,7 +84,10 @@ def make_tables(evaluations: Mapping[str, Evaluation]) -> Tables:
         ValueError: there is none, or they were not scored by one protocol; the message names what differs.
     """
     if not evaluations:
-        raise ValueError("no system's scores are tracked; run `stackgan tables run`, or `dvc repro` for one of them")
+        raise ValueError(
+            "no system's scores are tracked with these settings: `stackgan tables run` makes them, and `show` finds "
+            "them by the same -S"
+        )
     require_comparable({choice: evaluation.scores["protocol"] for choice, evaluation in evaluations.items()})
     newest = next(iter(evaluations.values()))
 
@@ -114,7 +117,8 @@ def make_tables(evaluations: Mapping[str, Evaluation]) -> Tables:
 
 
 def _ordering(claim: str, better: Row, worse: Row) -> Ordering:
-    above, below = (row.scores["inception_score"] for row in (better, worse) if row.scores)
+    assert better.scores is not None and worse.scores is not None
+    above, below = (scores["inception_score"] for scores in (better.scores, worse.scores))
     if above["low"] > below["high"]:
         outcome = "holds"
     elif above["high"] < below["low"]:
@@ -125,8 +129,8 @@ def _ordering(claim: str, better: Row, worse: Row) -> Ordering:
 
 
 def _differing(settings: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, list[str]]]:
-    """Return the trainings' settings (train_...: epochs, batches) that are not the same for all, with who has which."""
-    keys = dict.fromkeys(key for of_one in settings.values() for key in of_one if key.startswith("train_"))
+    """Return the trainings' settings (epochs, batches, code) that are not the same for all, with who has which."""
+    keys = dict.fromkeys(key for of_one in settings.values() for key in of_one if key.startswith(("train_", "code")))
     differing: dict[str, dict[str, list[str]]] = {}
     for key in keys:
         values: dict[str, list[str]] = {}
@@ -156,8 +160,13 @@ HEADERS = ("system", "pixels", "published", "ours", "95 % interval", "FID", "R-p
 
 
 def _titled(tables: Tables) -> list[tuple[str, list[Row]]]:
-    titles = ("Table 1: Inception score", "Table 2: Inception score", "Other systems", "Bounds")
-    return [(title, rows) for title, rows in zip(titles, tables[:4], strict=True) if rows]
+    titled = [
+        ("Table 1: Inception score (with the plain GAN of Figure 1)", tables.table_1),
+        ("Table 2: Inception score", tables.table_2),
+        ("Other systems", tables.others),
+        ("Bounds", tables.bounds),
+    ]
+    return [(title, rows) for title, rows in titled if rows]
 
 
 def _cells(row: Row, dataset: str) -> tuple[str, ...]:
@@ -215,7 +224,8 @@ def write_page(tables: Tables, evaluations: Mapping[str, Evaluation], dataset: s
             f"the pictures of {', '.join(evaluations)} are of different captions: run all of them with one "
             "generate_samples section"
         )
-    rows = {row.system.choice: row.system for row in (*tables.table_1, *tables.table_2, *tables.others) if row.scores}
+    shown = (*tables.table_1, *tables.table_2, *tables.others)
+    systems = {row.system.choice: row.system for row in shown if row.scores is not None}
     page = page_template("comparison.html.j2").render(
         dataset_name=dataset,
         is_published_dataset=dataset in PUBLISHED_DATASETS,
@@ -225,7 +235,8 @@ def write_page(tables: Tables, evaluations: Mapping[str, Evaluation], dataset: s
         settings=tables.settings,
         captions=next(iter(captions)),
         galleries=[
-            (system, [png_uri(picture) for picture in evaluations[choice].pictures]) for choice, system in rows.items()
+            (system, [png_uri(picture) for picture in evaluations[choice].pictures])
+            for choice, system in systems.items()
         ],
         protocol=next(iter(evaluations.values())).scores["protocol"],
     )

@@ -46,7 +46,7 @@ SYSTEMS = (
 TABLE_1_CHOICES = ("gan_int_cls", "gawwn", "gan_256", "stackgan_256")
 TABLE_2_CHOICES = tuple(system.choice for system in SYSTEMS if system.choice.startswith("st"))
 
-# What the paper concludes from its scores: the first of each pair scores above the second.
+# What the paper concludes, from its scores or (of gan_256) its Figure 1: the first of each pair is above the second.
 ORDERINGS = (
     *(
         ("with conditioning augmentation above without", better, f"{better}_no_ca")

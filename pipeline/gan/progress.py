@@ -81,8 +81,10 @@ def paint_grid(job: TrainingJob, stage: Stage, epoch: int) -> tuple[Path, float]
     num_captions = min(GRID_CAPTIONS, num_images)
     chosen = [index * num_images // num_captions for index in range(num_captions)]
     captions = [embeddings.captions[index][0] for index in chosen]
-    rows = read_images(job.crops_dir, "test")
-    texts = stage.texts_of(torch.tensor(embeddings.vectors[chosen, 0]), [rows[index] for index in chosen])
+    texts = torch.tensor(embeddings.vectors[chosen, 0])
+    if stage.architecture.box_conditioned:
+        images = read_images(job.crops_dir, "test")
+        texts = stage.texts_of(texts, [images[index] for index in chosen])
     texts = texts.repeat_interleave(GRID_NOISES, dim=0)
     images = paint(stage, texts, seeds=[noise for _ in chosen for noise in range(GRID_NOISES)])
     images = images.reshape(num_captions, GRID_NOISES, *images.shape[1:])

@@ -162,7 +162,9 @@ class Trainer:
     def _loss_between(self, part: Batch, noise: Tensor) -> Tensor:
         """Return G's loss on texts in the middle of two neighbours of the batch: Reed et al., ICML 2016, equation 5."""
         texts = part.text_embedding.unflatten(0, (-1, 2)).mean(dim=1)  # (n / 2, text_dim)
-        images = self._seen(self._stage.generate(texts, noise[::2]).images, part, 1)
+        images = self._stage.generate(texts, noise[::2]).images
+        if self._augment:
+            images = shifted_and_cut(images, part.augmentation_draws[1, ::2])
         features = self._stage.discriminator.image_features(images)
         logits = self._stage.discriminator.logits(features, self._stage.text_for_discriminator(texts))
         return generator_loss(logits, form=self._gan.adversarial_loss)
@@ -215,7 +217,7 @@ class Trainer:
 
     def _seen(self, images: Tensor, part: Batch, which: int) -> Tensor:
         """Return pictures as D sees them; `which`: the draws of real (0), fake (1) or wrong (2) ones."""
-        return shifted_and_cut(images, part.augmentation_draws[which, : len(images)]) if self._augment else images
+        return shifted_and_cut(images, part.augmentation_draws[which]) if self._augment else images
 
     def _update(self, name: str) -> None:
         average_gradients(self._networks[name].parameters())
