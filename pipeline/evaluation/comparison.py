@@ -224,8 +224,7 @@ def write_page(tables: Tables, evaluations: Mapping[str, Evaluation], dataset: s
             f"the pictures of {', '.join(evaluations)} are of different captions: run all of them with one "
             "generate_samples section"
         )
-    shown = (*tables.table_1, *tables.table_2, *tables.others)
-    systems = {row.system.choice: row.system for row in shown if row.scores is not None}
+    systems = [*(system for system in SYSTEMS if system.choice in evaluations), *(row.system for row in tables.others)]
     page = page_template("comparison.html.j2").render(
         dataset_name=dataset,
         is_published_dataset=dataset in PUBLISHED_DATASETS,
@@ -235,8 +234,7 @@ def write_page(tables: Tables, evaluations: Mapping[str, Evaluation], dataset: s
         settings=tables.settings,
         captions=next(iter(captions)),
         galleries=[
-            (system, [png_uri(picture) for picture in evaluations[choice].pictures])
-            for choice, system in systems.items()
+            (system, [png_uri(picture) for picture in evaluations[system.choice].pictures]) for system in systems
         ],
         protocol=next(iter(evaluations.values())).scores["protocol"],
     )
