@@ -124,41 +124,54 @@ def generate_samples(
     for module in untrained.modules():
         module.eval()
     methods = {"untrained": untrained, "stage1": load_stage(stage1_dir)[0], "stackgan": stackgan}
-    rows: list[dict[str, Any]] = [
-        {
-            "image_id": image["image_id"],
-            "class_id": image["class_id"],
-            "caption_id": caption_id,
-            "caption": image["captions"][caption_id],
-        }
-        for image in images
-        for caption_id in range(captions_per_image)
-    ]
-    shown_images = [image for image in images for _ in range(captions_per_image)]
+    rows, of_images = _captions_of(images, captions_per_image)
     vectors = torch.tensor(embeddings.vectors[:, :captions_per_image].reshape(-1, embedding_dim))
-    texts = stackgan.texts_of(vectors, shown_images)
-    seeds = [seed * 1_000_000 + index for index in range(len(rows))]
+    texts = stackgan.texts_of(vectors, of_images)
+    for index, row in enumerate(rows):
+        row["seed"] = seed * 1_000_000 + index
+    shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int).tolist()
 
     records: list[dict[str, Any]] = []
-    shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int)
     with replaced_folder(out_dir) as partial_dir:
         (partial_dir / "gallery").mkdir()
         write_json(partial_dir / "gallery" / "captions.json", {"captions": [rows[index] for index in shown]})
         for method, stage in methods.items():
-            on_grid: list[Images] = []
-            # A shard at a time, for 30,000 pictures of 256x256 are 6 GB.
-            for number, start in enumerate(range(0, len(rows), IMAGES_PER_SHARD)):
-                part = slice(start, start + IMAGES_PER_SHARD)
-                painted = paint(stage, texts[part], seeds[part], batch_size)
-                ids = [len(records) + index for index in range(len(painted))]
-                write_shard(shard_path(partial_dir / method, number), ids, {stage.image_size: painted})
-                records += [
-                    {**row, "sample_id": sample_id, "method": method, "seed": sample_seed}
-                    for row, sample_id, sample_seed in zip(rows[part], ids, seeds[part], strict=True)
-                ]
-                on_grid += [painted[index - start] for index in shown if start <= index < start + len(painted)]
-            for number, image in enumerate(on_grid):
-                Image.fromarray(image).save(partial_dir / "gallery" / f"{method}_{number}.png")
-            grid = captioned_grid(np.stack(on_grid)[:, None], [str(rows[index]["caption"]) for index in shown])
+            of_method = [{**row, "sample_id": len(records) + index, "method": method} for index, row in enumerate(rows)]
+            pictures = _write_pictures(partial_dir / method, stage, texts, of_method, batch_size, shown)
+            for number, picture in enumerate(pictures):
+                Image.fromarray(picture).save(partial_dir / "gallery" / f"{method}_{number}.png")
+            grid = captioned_grid(np.stack(pictures)[:, None], [str(rows[index]["caption"]) for index in shown])
             grid.save(partial_dir / f"grid_{method}.png")
+            records += of_method
         write_table(partial_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
+
+
+def _captions_of(
+    images: Sequence[dict[str, Any]], captions_per_image: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a row for each picture's first captions, and the picture that it is of."""
+    of_images = [image for image in images for _ in range(captions_per_image)]
+    rows = [
+        {
+            "image_id": image["image_id"],
+            "class_id": image["class_id"],
+            "caption_id": index % captions_per_image,
+            "caption": image["captions"][index % captions_per_image],
+        }
+        for index, image in enumerate(of_images)
+    ]
+    return rows, of_images
+
+
+def _write_pictures(
+    folder: Path, stage: Stage, texts: Tensor, rows: Sequence[dict[str, Any]], batch_size: int, shown: Sequence[int]
+) -> list[Images]:
+    """Paint a picture for each row into shards, and return those of the rows that are to be shown."""
+    pictures: list[Images] = []
+    # A shard at a time, for 30,000 pictures of 256x256 are 6 GB.
+    for number, start in enumerate(range(0, len(rows), IMAGES_PER_SHARD)):
+        part = slice(start, start + IMAGES_PER_SHARD)
+        painted = paint(stage, texts[part], [row["seed"] for row in rows[part]], batch_size)
+        write_shard(shard_path(folder, number), [row["sample_id"] for row in rows[part]], {stage.image_size: painted})
+        pictures += [painted[index - start] for index in shown if start <= index < start + len(painted)]
+    return pictures
