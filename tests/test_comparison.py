@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +11,9 @@ from PIL import Image
 from pipeline.evaluation.comparison import Evaluation, as_text, make_tables, write_page
 from pipeline.evaluation.pictures import NOISE, REAL
 from pipeline.evaluation.published import ORDERINGS, SYSTEMS, TABLE_1_CHOICES, TABLE_2_CHOICES
+from tests.tracked_data import scores
 
 CAPTIONS = ("a red bird", '<script>alert("caption")</script> & a bird')
-
-
-def scores(mean: float, half_interval: float = 0.1, **protocol: Any) -> dict[str, Any]:
-    return {
-        "image_size": 64,
-        "inception_score": {"mean": mean, "std": 0.05, "low": mean - half_interval, "high": mean + half_interval},
-        "fid": 12.34,
-        "r_precision": {"value": 0.5, "standard_error": 0.01, "chance": 0.1},
-        "protocol": {"num_images": 20, "seed": 0} | protocol,
-    }
 
 
 def png(grey: int) -> bytes:
@@ -38,13 +28,13 @@ def evaluation(
     half_interval: float = 0.1,
     captions: Sequence[str] = CAPTIONS,
     settings: dict[str, str] | None = None,
-    **protocol: Any,
+    seed: int = 0,
 ) -> Evaluation:
     methods = {
-        REAL: scores(9.0, **protocol) | {"fid": None},
-        "stage1": scores(1.5, **protocol),
-        "stackgan": scores(mean, half_interval, **protocol),
-        NOISE: scores(1.01, **protocol) | {"r_precision": None},
+        REAL: scores(9.0, seed=seed) | {"fid": None},
+        "stage1": scores(1.5, seed=seed),
+        "stackgan": scores(mean, half_interval, seed),
+        NOISE: scores(1.01, seed=seed) | {"r_precision": None},
     }
     pictures = [png(100 + number) for number in range(len(captions))]
     return Evaluation(

@@ -73,8 +73,6 @@ class BoxGenerator(nn.Module):
 class BoxDiscriminator(nn.Module):
     """Does a picture look real, and is what the text says in the box?"""
 
-    alone = None  # it has no head that judges pictures without their text
-
     def __init__(self, architecture: Architecture) -> None:
         """Make the network, for pictures of architecture.stage1_size."""
         super().__init__()
@@ -96,6 +94,7 @@ class BoxDiscriminator(nn.Module):
         self.join = nn.Sequential(conv_bn(dim + code_dim, dim, 1), leaky_relu())
         self.everywhere, self.in_the_box = pathway(), pathway()
         self.of_the_text = nn.Linear(code_dim, 4 * dim)
+        self.activation = leaky_relu()
         self.to_logit = nn.Linear(4 * dim, 1)
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ class BoxDiscriminator(nn.Module):
         mask = box_coverage(text[:, -BOX_DIM:], MAP_SIZE).to(features.dtype)
         local = self.in_the_box(self.join(concat_code(features, code)) * mask)
         vector = self.everywhere(features) + local + self.of_the_text(code)  # (N, 4 dim)
-        return self.to_logit(nn.functional.leaky_relu(vector, 0.2)).flatten()
+        return self.to_logit(self.activation(vector)).flatten()
 
     def logits_alone(self, features: torch.Tensor) -> None:
         """Return None: there is no head without the text."""
