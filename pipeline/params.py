@@ -311,12 +311,15 @@ class GenerateSamplesParams:
     """Section `generate_samples`: the frozen pictures that are scored and shown."""
 
     captions_per_image: int  # the first captions of every test picture
+    num_varied_captions: int  # so many of these captions, of as many classes as there are, are painted several times
+    variations_per_caption: int
     batch_size: int
     seed: int
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        _require_positive(self, "captions_per_image", "batch_size")
+        keys = ("captions_per_image", "num_varied_captions", "variations_per_caption", "batch_size")
+        _require_positive(self, *keys)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,3 +367,60 @@ class ReportParams:
     def __post_init__(self) -> None:
         """Check the ranges."""
         _require_positive(self, "num_captions")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareHumanStudyParams:
+    """Section `prepare_human_study`: what raters are shown."""
+
+    methods: tuple[str, ...]  # that are compared: of samples/, real_test, or folders of human_study/systems
+    controls: tuple[str, ...]  # shown in every ballot beside them, and left out when ranks are counted
+    methods_per_ballot: int  # 0: all; fewer for many methods, in balanced incomplete blocks
+    num_captions: int
+    pictures_per_caption: int  # of each method
+    num_raters: int
+    num_real_checks: int  # prompts of each rater with a real picture among the others
+    num_shuffled_checks: int  # prompts with a real picture and one of another caption
+    num_repeats: int  # ballots that each rater is asked for twice
+    picture_size: int  # side in pixels that all pictures are brought to
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the names, which become parts of paths, and the ranges."""
+        names = (*self.methods, *self.controls)
+        _require(len(self.methods) >= 2, "methods", self.methods, "two names or more")
+        _require(len(set(names)) == len(names), "methods", names, "different names, controls included")
+        for name in names:
+            plain = name.replace("_", "").replace("-", "").isalnum()
+            _require(plain, "methods", name, "letters, digits, - and _")
+        most = len(self.methods)
+        _require(
+            self.methods_per_ballot == 0 or 2 <= self.methods_per_ballot <= most,
+            "methods_per_ballot", self.methods_per_ballot, f"0 for all, or 2 to {most}",
+        )  # fmt: skip
+        _require_positive(self, "num_captions", "pictures_per_caption", "num_raters")
+        for key in ("num_real_checks", "num_shuffled_checks", "num_repeats"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        _require(64 <= self.picture_size <= 1024, "picture_size", self.picture_size, "64 to 1024")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateHumanRankParams:
+    """Section `evaluate_human_rank`: whose ballots count, fixed before there are any, and how they are counted."""
+
+    max_failed_checks: int  # a rater who fails more of the real and shuffled checks is left out
+    max_reversed_share: float  # of the pairs of repeated ballots: who puts more of them the other way round is left out
+    min_median_sec: float  # a rater whose median ballot took less time is left out
+    min_answered_share: float  # of the planned ballots: a rater who gave fewer is left out
+    confidence: float  # of intervals; 1 less this is the level of tests
+    num_resamples: int  # of the bootstrap and of the permutation test
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _require(self.max_failed_checks >= 0, "max_failed_checks", self.max_failed_checks, "0 or more")
+        for key in ("max_reversed_share", "min_answered_share"):
+            _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "0 to 1")
+        _require(self.min_median_sec >= 0, "min_median_sec", self.min_median_sec, "0 or more")
+        _require(0.5 <= self.confidence < 1, "confidence", self.confidence, "0.5 or more and below 1, such as 0.95")
+        _require(self.num_resamples >= 100, "num_resamples", self.num_resamples, "100 or more")

@@ -1,11 +1,16 @@
 """Fixtures that several test files share: a tiny data set in CUB's layout, and the folder of the real data."""
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import torch
 from PIL import Image, ImageDraw
+
+from tests.database_servers import running_postgres
 
 CLASS_NAMES = {1: "001.Red_Dot", 2: "002.Green_Dot", 3: "003.Blue_Dot"}
 TEST_CLASS_ID = 1  # class 1 is in the zero-shot test split too, so both split rules agree
@@ -47,6 +52,27 @@ def cub_root(tmp_path: Path) -> Path:
     write_lines(root / "classes.txt", [f"{class_id} {name}" for class_id, name in CLASS_NAMES.items()])
     write_lines(root / "testclasses.txt", [CLASS_NAMES[TEST_CLASS_ID]])
     return root
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Yield the URL of a PostgreSQL server that runs for the tests."""
+    with running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ballots.db'}"
+    url = sa.make_url(request.getfixturevalue("postgres"))
+    name = f"study_{uuid.uuid4().hex}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.gan.augmentation import shifted_and_cut
+from pipeline.gan.augmentation import _cut_at_once, _cut_one_by_one, shifted_and_cut
 
 
 def test_the_middle_draw_shifts_nothing_and_the_square_is_blank() -> None:
@@ -35,3 +35,17 @@ def test_gradients_reach_what_is_seen_and_nothing_else() -> None:
     # Shifted down by 8: the last 8 rows left the picture; the cut corner, 16 wide, saw the rows before the shift.
     assert (images.grad[:, :, 56:] == 0).all() and (images.grad[:, :, :8, :16] == 0).all()
     assert (images.grad[:, :, 8:56] == 1).all()
+
+
+def test_a_gpu_would_shift_what_a_processor_shifts_gradients_included() -> None:
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.randint(0, 17, (20, 2), generator=generator)
+    weights = torch.rand(20, 3, 64, 64, generator=generator)
+    found: list[torch.Tensor] = []
+    for cut in (_cut_one_by_one, _cut_at_once):
+        padded = torch.rand(20, 3, 80, 80, generator=generator.manual_seed(1), requires_grad=True)
+        windows = cut(padded, offsets, 64)
+        (windows * weights).sum().backward()
+        assert padded.grad is not None
+        found += [windows.detach(), padded.grad]
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])

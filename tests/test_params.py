@@ -16,12 +16,14 @@ from pipeline.params import (
     CropImagesParams,
     DatasetParams,
     EmbedCaptionsParams,
+    EvaluateHumanRankParams,
     EvaluateInceptionParams,
     FitTextEncoderParams,
     GanParams,
     GenerateSamplesParams,
     HardwareParams,
     MakeDemoDatasetParams,
+    PrepareHumanStudyParams,
     ReportParams,
     TrainClassifierParams,
     TrainParams,
@@ -44,6 +46,8 @@ SECTIONS: dict[str, type[Any]] = {
     "generate_samples": GenerateSamplesParams,
     "train_classifier": TrainClassifierParams,
     "evaluate_inception": EvaluateInceptionParams,
+    "prepare_human_study": PrepareHumanStudyParams,
+    "evaluate_human_rank": EvaluateHumanRankParams,
     "report": ReportParams,
 }
 COMMITTED: dict[str, dict[str, Any]] = yaml.safe_load(PARAMS_PATH.read_text())
@@ -119,6 +123,8 @@ def test_a_value_of_another_kind_is_refused_with_the_kind_that_is_asked(section:
     for value in (None, "text", ["a"], {"a": 1}):
         if type(value) is type(COMMITTED[section][key]) and isinstance(value, str | dict):
             continue  # of this key's kind; whether it is one of the words allowed is another test's claim
+        if value == ["a"] and (section, key) == ("prepare_human_study", "controls"):
+            continue  # which may be any names
         message = refusal(altered(tmp_path, section, lambda values, value=value: values.update({key: value})), section)
         assert f"{section}.{key}" in message and repr(value).strip("[]") in message and "must be" in message
 
@@ -228,6 +234,25 @@ OUT_OF_RANGE = [
     ),
     ("generate_samples", "captions_per_image", 0),
     ("generate_samples", "batch_size", 0),
+    ("generate_samples", "num_varied_captions", 0),
+    ("generate_samples", "variations_per_caption", 0),
+    ("prepare_human_study", "methods", ["stackgan"]),
+    ("prepare_human_study", "methods", ["stackgan", "stackgan"]),
+    ("prepare_human_study", "methods", ["stackgan", "untrained"]),  # which is a control already
+    ("prepare_human_study", "methods", ["stackgan", "../secret"]),
+    ("prepare_human_study", "methods_per_ballot", 1),
+    ("prepare_human_study", "methods_per_ballot", 3),
+    ("prepare_human_study", "num_captions", 0),
+    ("prepare_human_study", "pictures_per_caption", 0),
+    ("prepare_human_study", "num_raters", 0),
+    ("prepare_human_study", "num_repeats", -1),
+    ("prepare_human_study", "picture_size", 32),
+    ("evaluate_human_rank", "max_failed_checks", -1),
+    ("evaluate_human_rank", "max_reversed_share", 1.5),
+    ("evaluate_human_rank", "min_answered_share", -0.1),
+    ("evaluate_human_rank", "min_median_sec", -1.0),
+    ("evaluate_human_rank", "confidence", 1.0),
+    ("evaluate_human_rank", "num_resamples", 10),
     ("train_classifier", "held_out_share", 0.0),
     ("train_classifier", "held_out_share", 1.0),
     ("train_classifier", "num_epochs", 0),

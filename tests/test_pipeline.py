@@ -17,10 +17,14 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from pipeline.evaluation.study.ballots import BallotBox
+from pipeline.evaluation.study.files import read_key, read_study
 from pipeline.gan.checkpoints import checkpoint_dirs
+from tests.study_data import ballots_of
 
 ROOT = Path(__file__).parent.parent
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+HUMAN_RANK = ("prepare_human_study", "evaluate_human_rank")
 DEADLINE_SEC = 300
 
 
@@ -130,7 +134,8 @@ def test_the_papers_systems_run_from_dvcs_queue_and_stand_in_its_tables(reposito
     shown = repository.run("stackgan", "tables", "run", *systems, "-S", "size=tiny").stdout
     again = {stage: len(repository.runs(stage)) - before[stage] for stage in STAGES}
     # One Stage-I serves them and the 256x256 StackGAN that the fixture ran.
-    trained = {"train_stage2": 2, "generate_samples": 2, "evaluate_inception": 2, "report": 2}
+    after = ("train_stage2", "generate_samples", "evaluate_inception", *HUMAN_RANK, "report")
+    trained = dict.fromkeys(after, 2)
     assert again == dict.fromkeys(STAGES, 0) | trained
 
     last, first, of_the_fixture = repository.runs("evaluate_inception")
@@ -163,7 +168,7 @@ def test_a_learning_rate_reruns_its_training_and_what_follows_only(repository: R
     repository.change("train_stage2", learning_rate=0.0001)
     repository.run("dvc", "repro")
     again = {stage for stage in STAGES if len(repository.runs(stage)) > before[stage]}
-    assert again == {"train_stage2", "generate_samples", "evaluate_inception", "report"}
+    assert again == {"train_stage2", "generate_samples", "evaluate_inception", *HUMAN_RANK, "report"}
     assert repository.changed_stages() == set()
 
 
@@ -173,6 +178,31 @@ def test_a_comment_in_the_tracking_reruns_nothing(repository: Repository) -> Non
     path.write_text(kept + "\n# a comment\n")
     assert repository.changed_stages() == set()
     path.write_text(kept)
+
+
+def test_ballots_are_exported_and_counted_and_only_what_counts_them_runs_again(repository: Repository) -> None:
+    report_path = repository.folder / "reports" / "evaluate_human_rank.json"
+    assert json.loads(report_path.read_text())["summary"] == "0 of 2 raters"
+    assert "0 ballots are given" in repository.run("stackgan", "study", "export").stdout
+    study, key = read_study(repository.folder / "study"), read_key(repository.folder / "study")
+    box = BallotBox(f"sqlite:///{repository.folder}/runs/study/ballots.db")
+    for ballot in ballots_of(study, key, rater=0):
+        box.give(ballot)
+    box.close()
+    assert "ballots of 1 of 2 raters" in repository.run("stackgan", "study", "export").stdout
+
+    before = {stage: len(repository.runs(stage)) for stage in STAGES}
+    repository.run("dvc", "repro")
+    again = {stage for stage in STAGES if len(repository.runs(stage)) > before[stage]}
+    assert again == {"evaluate_human_rank", "report"}
+    report = json.loads(report_path.read_text())
+    assert report["summary"] == "1 of 2 raters, SIMULATED"
+    mean_rank = report["questions"]["quality"]["methods"]["stackgan"]["mean_rank"]
+    run = repository.runs("evaluate_human_rank")[0]
+    assert mean_rank == run.data.metrics["questions.quality.methods.stackgan.mean_rank"] == 1
+    artifacts = [file.path for file in repository.client.list_artifacts(run.info.run_id, "reports")]
+    assert {"reports/evaluate_human_rank.json", "reports/evaluate_human_rank.png"} <= set(artifacts)
+    assert "These ballots were simulated" in (repository.folder / "reports" / "index.html").read_text()
 
 
 def test_generate_paints_a_sentence_and_repeats_itself(repository: Repository) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.data.files import write_json
 from pipeline.data.tables import read_images
 from pipeline.evaluation.charts import MAX_POINTS, area_chart, loss_chart
-from pipeline.evaluation.pictures import chosen_rows, picture_at, read_samples, real_parts
+from pipeline.evaluation.pictures import picture_at, read_samples, real_parts
 from pipeline.evaluation.report import flattened, read_curves, write_report
 from pipeline.evaluation.verdict import common_protocol, verdict
 from tests.evaluation_data import paint_noise, paint_truth, write_crops, write_samples
@@ -221,9 +221,47 @@ def test_the_same_inputs_write_the_same_bytes(inputs: Inputs, page: str, tmp_pat
 def test_missing_reports_are_said_to_be_missing(inputs: Inputs, tmp_path: Path) -> None:
     text = Elements(inputs._replace(reports_dir=tmp_path).page(tmp_path / "index.html")).text
     names = "crop_images, fit_text_encoder, embed_captions, train_stage1, train_stage2, train_classifier"
-    assert f"Missing reports: {names}, evaluate_inception." in text
+    assert f"Missing reports: {names}, evaluate_inception, evaluate_human_rank." in text
     for expected in ("reports/evaluate_inception.json is missing", "reports/train_stage1.csv is missing"):
         assert expected in text
+
+
+def human_rank(summary: str, num_simulated: int = 0, **questions: Any) -> dict[str, Any]:
+    counts = {"num_raters_excluded": 1, "num_simulated_ballots": num_simulated}
+    return {"summary": summary, "methods": ["stackgan", "stage1"], "questions": questions, **counts}
+
+
+def page_with(inputs: Inputs, tmp_path: Path, report: dict[str, Any], **changes: Any) -> str:
+    shutil.copytree(inputs.reports_dir, tmp_path / "reports")
+    write_json(tmp_path / "reports" / "evaluate_human_rank.json", report)
+    return inputs._replace(reports_dir=tmp_path / "reports").page(tmp_path / "index.html", **changes)
+
+
+def test_without_ballots_the_page_says_of_how_many_raters_and_no_rank(inputs: Inputs, tmp_path: Path) -> None:
+    text = Elements(page_with(inputs, tmp_path, human_rank("0 of 10 raters"))).text
+    assert "0 of 10 raters" in text and "No ballot has been counted yet" in text and "mean rank" not in text
+
+
+def test_mean_ranks_stand_with_their_intervals_beside_the_papers(inputs: Inputs, tmp_path: Path) -> None:
+    methods = {
+        "stackgan": {"mean_rank": 1.234, "low": 1.11, "high": 1.36},
+        "stage1": {"mean_rank": 1.766, "low": None, "high": None},
+    }
+    result = {
+        "methods": methods,
+        "friedman": {"p_value": 0.00123},
+        "kendalls_w": {"of_raters": 0.61},
+        "krippendorff_alpha": None,
+        "position_bias": {"p_value": 0.42},
+    }
+    report = human_rank("9 of 10 raters", num_simulated=3, quality=result, match=result)
+    page = page_with(inputs, tmp_path, report, dataset_name="oxford")
+    text = " ".join(Elements(page).text.split())
+    assert "9 of 10 raters, 1 left out by rules that were fixed before" in text
+    assert "Stage-II1.231.11" in text.replace(" ", "").replace("\u2011", "-")
+    assert "These ballots were simulated: they say nothing of people." in text
+    assert "GAN-INT-CLS 1.87 ± .03; StackGAN, CA, text twice 1.13 ± .03" in text and "0.0012" in text
+    assert "Mean ranks that raters gave" in page
 
 
 def test_a_missing_method_is_said_to_be_missing(inputs: Inputs, tmp_path: Path) -> None:
@@ -315,16 +353,6 @@ def test_what_methods_share_of_their_protocols_is_said_once() -> None:
     protocol = dict(common_protocol(methods))
     assert protocol["num_images"] == "real_test: 7, stackgan: 9"
     assert protocol["num_wrong_captions"] == "9"
-
-
-def test_captions_of_all_classes_come_before_a_second_one_of_any() -> None:
-    class_ids = [3] * 20 + [5] * 4 + [9] * 2
-    places = chosen_rows(class_ids, 9, seed=4)
-    assert len(set(places)) == 9
-    classes = [class_ids[place] for place in places]
-    assert sorted(classes[:3]) == sorted(classes[3:6]) == [3, 5, 9]
-    assert places == chosen_rows(class_ids, 9, seed=4) != chosen_rows(class_ids, 9, seed=5)
-    assert len(chosen_rows(class_ids, 99, seed=0)) == len(class_ids)
 
 
 def test_words_and_empty_files_are_no_curves(inputs: Inputs, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.gan.sampling import captioned_grid, generate_samples, noise_for, p
 from pipeline.gan.stages import Stage, load_stage, load_stage1_within, new_stage
 from tests.gan_data import ARCHITECTURE, CAPTIONS_PER_IMAGE, EMBEDDING_DIM, training_job, write_training_set
 
+VARIED = {"num_varied_captions": 3, "variations_per_caption": 2}
 TEXTS = torch.randn(5, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
 
 
@@ -102,7 +103,7 @@ def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Pat
         "crops_dir": tmp_path / "crops",
         "embeddings_dir": tmp_path / "embeddings",
     }
-    generate_samples(**arguments, out_dir=tmp_path / "samples", captions_per_image=2, batch_size=5, seed=1)
+    generate_samples(**arguments, out_dir=tmp_path / "samples", captions_per_image=2, **VARIED, batch_size=5, seed=1)
     rows = read_table(tmp_path / "samples" / "samples.parquet", "samples/v1").to_pylist()
     methods = {row["method"] for row in rows}
     assert methods == {"untrained", "stage1", "stackgan"} and len(rows) == 3 * 6 * 2
@@ -123,8 +124,18 @@ def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Pat
         for number, index in enumerate(places):
             assert np.array_equal(np.array(Image.open(gallery_dir / f"{method}_{number}.png")), pictures[index])
 
+    varied = read_table(tmp_path / "samples" / "variations" / "samples.parquet", "samples/v1").to_pylist()
+    assert len(varied) == 3 * 3 * 2
+    of_methods = {name: [(r["caption"], r["seed"]) for r in varied if r["method"] == name] for name in methods}
+    assert of_methods["untrained"] == of_methods["stage1"] == of_methods["stackgan"]
+    captions, seeds = zip(*of_methods["stackgan"], strict=True)
+    assert captions[::2] == captions[1::2] and set(captions) <= {caption for caption, _, _ in keys["stackgan"]}
+    assert len({*seeds, *(seed for _, seed, _ in keys["stackgan"])}) == 12 + 6
+    pictures = ImageShards(tmp_path / "samples" / "variations" / "stackgan", 256).all()
+    assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2], strict=True))
+
     with pytest.raises(ValueError, match=f"captions_per_image is 9; a picture has {CAPTIONS_PER_IMAGE}"):
-        generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, batch_size=5, seed=1)
+        generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, **VARIED, batch_size=5, seed=1)
 
 
 def test_samples_in_several_shards_are_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +151,7 @@ def test_samples_in_several_shards_are_the_same_pictures(tmp_path: Path, monkeyp
             embeddings_dir=tmp_path / "embeddings",
             out_dir=tmp_path / name,
             captions_per_image=2,
+            **VARIED,
             batch_size=5,
             seed=1,
         )

@@ -95,7 +95,7 @@ def weights_of(stage: Stage) -> dict[str, Tensor]:
     """Return the parameters of G and D, without the buffers: D's depend on how many passes it makes."""
     networks = {"G": stage.generator, "D": stage.discriminator}
     return {
-        f"{name}.{key}": parameter.detach().clone()
+        f"{name}.{key}": parameter.detach().clone().cpu()
         for name, network in networks.items()
         for key, parameter in network.named_parameters()
     }
@@ -105,7 +105,7 @@ def gradients_of(stage: Stage) -> dict[str, Tensor]:
     """Return the last gradients; of D those of its own update, where G's left them alone. Adam hides their scale."""
     networks = {"G": stage.generator, "D": stage.discriminator}
     return {
-        f"{name}.{key}": parameter.grad.clone()
+        f"{name}.{key}": parameter.grad.clone().cpu()
         for name, network in networks.items()
         for key, parameter in network.named_parameters()
         if parameter.grad is not None
@@ -120,24 +120,32 @@ class Outcome:
 
 
 def outcome_of(stage: Stage, losses: list[Tensor]) -> Outcome:
-    return Outcome(losses=torch.stack(losses), weights=weights_of(stage), gradients=gradients_of(stage))
+    return Outcome(losses=torch.stack(losses).cpu(), weights=weights_of(stage), gradients=gradients_of(stage))
 
 
-def train(stage: Stage, gan: GanParams, num_steps: int = 2, share: slice = slice(None), **options: Any) -> Outcome:
+def train(
+    stage: Stage, gan: GanParams, num_steps: int = 2, share: slice = slice(None), device: str = "cpu", **options: Any
+) -> Outcome:
+    for network in stage.modules():
+        network.to(device)
     trainer = trainer_of(stage, gan, **options)
     losses: list[Tensor] = []
     for step in range(num_steps):
         batch, noise = batch_of(stage, gan, step), noise_of(trainer.noise_dim, step)
-        batch = replace(
-            batch,
-            real=batch.real[share],
-            text_embedding=batch.text_embedding[share],
-            wrong=None if batch.wrong is None else batch.wrong[share],
-            wrong_text_embedding=batch.wrong_text_embedding[share],
-            augmentation_draws=batch.augmentation_draws[:, share],
-        )
-        losses.append(trainer.step(batch, noise[share]))
+        losses.append(trainer.step(share_of(batch, share, device), noise[share].to(device)))
     return outcome_of(stage, losses)
+
+
+def share_of(batch: Batch, share: slice = slice(None), device: str = "cpu") -> Batch:
+    """Return rows of a batch, on a device."""
+    return replace(
+        batch,
+        real=batch.real[share].to(device),
+        text_embedding=batch.text_embedding[share].to(device),
+        wrong=None if batch.wrong is None else batch.wrong[share].to(device),
+        wrong_text_embedding=batch.wrong_text_embedding[share].to(device),
+        augmentation_draws=batch.augmentation_draws[:, share].to(device),
+    )
 
 
 def assert_the_same(one: Outcome, other: Outcome, networks: tuple[str, ...] = ("G", "D")) -> None:
@@ -649,3 +657,75 @@ def test_a_fresh_trainer_goes_on_bit_for_bit(name: str) -> None:
     resumed = trainers[1].tensors()
     for key, value in trainers[0].tensors().items():
         assert torch.equal(value, resumed[key]), key
+
+
+# On a GPU.
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+WITHOUT_GRAPH = tuple(speedup for speedup in SPEEDUPS if speedup != "cuda_graph")
+PENALISED = {"spectral_normalisation": True, "gradient_penalty": "r1", "gradient_penalty_weight": 1.0}
+ON_GPU: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
+    **{f"stage{number}_{group}": (number, group, {}, {}) for number, group in SPED_UP},
+    "averaged": (2, "paper", {"ema_decay": 0.9}, {}),
+    "augmented": (1, "published_tf", {}, {"augment": True}),
+    "between": (1, "paper", {"interpolation_weight": 0.5}, {}),
+    "in_parts": (1, "paper", {}, {"accumulation": 2}),
+    "penalised": (1, "paper", PENALISED, {}),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ON_GPU)
+def test_a_gpu_computes_what_a_processor_computes_replayed_or_not(name: str) -> None:
+    number, group, changes, options = ON_GPU[name]
+    gan = narrow(group, **changes)
+    outcomes: list[Outcome] = []
+    num_passes: list[int] = []
+    for device, speedups in (("cpu", SPEEDUPS), ("cuda", SPEEDUPS), ("cuda", WITHOUT_GRAPH)):
+        stage = stage_of(number, gan)
+        passes: list[int] = []
+        stage.discriminator.downsample.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        outcomes.append(train(stage, gan, 4, device=device, speedups=speedups, **options))
+        num_passes.append(len(passes))
+    on_processor, replayed, plain = outcomes
+    assert_the_same(replayed, on_processor)
+    assert_the_same(plain, on_processor)
+    # Of four steps the first is computed and the second recorded, which is replayed from then on.
+    assert num_passes == [num_passes[0], num_passes[0] // 2, num_passes[0]]
+
+
+@needs_gpu
+def test_a_step_is_recorded_anew_for_another_learning_rate_or_state() -> None:
+    gan = narrow("paper")
+    outcomes: list[Outcome] = []
+    for speedups in (SPEEDUPS, WITHOUT_GRAPH):
+        stage = stage_of(1, gan)
+        for network in stage.modules():
+            network.cuda()
+        trainer = trainer_of(stage, gan, speedups=speedups)
+        early: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        for step in range(8):
+            if step == 1:
+                early = {key: value.clone() for key, value in trainer.tensors().items()}
+            if step == 4:
+                trainer.set_learning_rate(LEARNING_RATE / 2)
+            if step == 6:
+                trainer.load_tensors(early)
+            batch, noise = batch_of(stage, gan, step), noise_of(trainer.noise_dim, step)
+            losses.append(trainer.step(share_of(batch, device="cuda"), noise.cuda()))
+        outcomes.append(outcome_of(stage, losses))
+    assert_the_same(*outcomes)
+
+
+@needs_gpu
+def test_a_step_is_replayed_only_where_a_graph_can_hold_it() -> None:
+    gan = narrow("paper")
+    stage = stage_of(1, gan)
+    assert trainer_of(stage, gan)._replay is None
+    for network in stage.modules():
+        network.cuda()
+    assert trainer_of(stage, gan)._replay is not None
+    assert trainer_of(stage, gan, speedups=("cuda_graph",))._replay is None
+    assert trainer_of(stage, gan, speedups=WITHOUT_GRAPH)._replay is None

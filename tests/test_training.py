@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -516,6 +517,55 @@ def test_precision_is_as_asked() -> None:
     cpu = torch.device("cpu")
     assert autocast_dtype("float32", cpu) is None
     assert autocast_dtype("bfloat16", cpu) is torch.bfloat16
+
+
+# On a GPU.
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = replace(CPU, use_gpu=True)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage_number", [1, 2])
+def test_a_training_on_a_gpu_that_was_stopped_ends_bit_for_bit_as_an_undisturbed_one(
+    stage_number: int, precision: Any, data_dir: Path, stage1_dir: Path, tmp_path: Path
+) -> None:
+    job = training_job(data_dir, tmp_path / "whole", stage_number=stage_number, stage1_dir=stage1_dir)
+    job = replace(job, hardware=replace(GPU, precision=precision))
+    stopped = replace(job, storage_dir=tmp_path / "stopped")
+    train(job, lambda rank: NullRun())
+    train(replace(stopped, train=replace(TRAIN, num_epochs=1)), lambda rank: NullRun())
+    train(stopped, lambda rank: NullRun())
+    whole, resumed = final_tensors(job.storage_dir), final_tensors(stopped.storage_dir)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses_of(job.storage_dir) == losses_of(stopped.storage_dir)
+    export(job, tmp_path / "models", tmp_path / "report.json", tmp_path / "curves.csv")  # on the processor
+    assert (tmp_path / "models" / "generator.safetensors").is_file()
+
+
+@needs_gpu
+@pytest.mark.parametrize("device_data_mb", [0, 100])
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_steps_of_an_epoch_do_not_wait_for_the_gpu(
+    augment: bool, device_data_mb: int, data_dir: Path, tmp_path: Path
+) -> None:
+    job = training_job(data_dir, tmp_path, train=replace(TRAIN, differentiable_augmentation=augment))
+    stage = new_stage_for(job)
+    for network in stage.modules():
+        network.cuda()
+    trainer = new_trainer(replace(job, hardware=GPU), stage, None)
+    source = BatchSource(
+        load_training_set(job.crops_dir, job.embeddings_dir / "train.parquet", "train", 64),
+        image_size=64, batch_size=4, captions_averaged=2, wrong_pairs="other_image", seed=0, rank=0, num_workers=1,
+        device=torch.device("cuda"), device_data_bytes=device_data_mb * 2**20,
+    )  # fmt: skip
+    for step in range(4):
+        torch.cuda.set_sync_debug_mode("error" if step >= 2 else "default")  # the first two set up and record
+        try:
+            trainer.step(source.batch(step), source.noise(step, trainer.noise_dim))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def write_golden() -> None:

@@ -112,6 +112,48 @@ def area_chart(before: Sequence[int], after: Sequence[int], edges: Sequence[floa
         return _svg(figure, label)
 
 
+def rank_chart(questions: Mapping[str, Mapping[str, Any]], label: str) -> str:
+    """Draw mean ranks with their intervals, a panel a question.
+
+    Args:
+        questions: as in reports/evaluate_human_rank.json.
+        label: for those who hear the page.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": label}):
+        return _svg(_rank_figure(questions), label)
+
+
+def rank_chart_png(questions: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
+    """Draw the same as a PNG, with a title; without questions the title alone."""
+    with matplotlib.rc_context(STYLE):
+        figure = _rank_figure(questions) if questions else Figure(figsize=(4.4, 0.8))
+        figure.suptitle(title, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def _rank_figure(questions: Mapping[str, Mapping[str, Any]]) -> Figure:
+    methods = list(next(iter(questions.values()))["methods"])
+    figure = Figure(figsize=(4.4, 0.6 + len(questions) * (0.35 + 0.3 * len(methods))), layout="constrained")
+    all_axes = figure.subplots(len(questions), sharex=True, squeeze=False)[:, 0]
+    for axes, (question, result) in zip(all_axes, questions.items(), strict=True):
+        for place, method in enumerate(methods):
+            of_method = result["methods"][method]
+            if of_method["low"] is not None:
+                axes.plot([of_method["low"], of_method["high"]], [place, place], color=SERIES[place % 5], linewidth=2)
+            if of_method["mean_rank"] is not None:
+                axes.plot(of_method["mean_rank"], place, "o", color=SERIES[place % 5], markersize=5)
+        axes.set_yticks(range(len(methods)), methods)
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.set_title(question)
+        axes.grid(axis="x")
+    all_axes[-1].set_xlim(0.9, len(methods) + 0.1)
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes[-1].set_xlabel("mean rank (1 is best)")
+    return figure
+
+
 def _legend(axes: Axes, location: Literal["lower left", "lower right"]) -> None:
     """Put the legend above the axes, where it hides no data."""
     x = 1 if location == "lower right" else 0

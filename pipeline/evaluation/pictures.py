@@ -151,18 +151,6 @@ def noise(count: int, seed: int) -> PictureSet:
     return PictureSet(rows=rows, places=np.arange(count, dtype=np.int64), parts=tuple(parts))
 
 
-def chosen_rows(class_ids: Sequence[int], count: int, seed: int) -> list[int]:
-    """Draw `count` places without replacement: one of every class, in an order by chance, then a second of each..."""
-    order = np.random.default_rng(seed).permutation(len(class_ids)).tolist()
-    seen: dict[int, int] = {}
-    rounds: list[int] = []
-    for place in order:
-        rounds.append(seen.get(class_ids[place], 0))
-        seen[class_ids[place]] = rounds[-1] + 1
-    by_round = sorted(range(len(order)), key=rounds.__getitem__)  # stable
-    return [order[position] for position in by_round[:count]]
-
-
 def real_parts(crops_dir: Path, split: str) -> tuple[list[int], tuple[ShardPart, ...]]:
     """Return the ids of a split's pictures, and the parts that hold their central 256 of 304 pixels.
 

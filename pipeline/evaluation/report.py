@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import jinja2
 from PIL import Image
 
+from pipeline.data.choosing import chosen_rows
 from pipeline.data.files import replaced_file
 from pipeline.data.shards import Images
-from pipeline.evaluation.charts import area_chart, loss_chart
+from pipeline.evaluation.charts import area_chart, loss_chart, rank_chart
 from pipeline.evaluation.pictures import (
     REAL,
     PictureSet,
-    chosen_rows,
     picture_at,
     read_samples,
     real_counterparts,
     real_parts,
 )
-from pipeline.evaluation.published import PUBLISHED_DATASETS, TABLE_1, TABLE_2
+from pipeline.evaluation.published import PUBLISHED_DATASETS, TABLE_1, TABLE_2, published_human_ranks
 from pipeline.evaluation.verdict import BOUNDS, METHOD_NAMES, common_protocol, method_name, verdict
 
 REPORTS = (
@@ -37,6 +37,7 @@ REPORTS = (
     "train_stage2",
     "train_classifier",
     "evaluate_inception",
+    "evaluate_human_rank",
 )
 STAGE_NAMES = {"train_stage1": "Stage-I", "train_stage2": "Stage-II"}
 JPEG_QUALITY = 88
@@ -95,6 +96,7 @@ def write_report(
         methods.pop("stackgan", None)
     page = page_template("report.html.j2").render(
         dataset_name=dataset_name,
+        method_name=method_name,
         is_published_dataset=dataset_name in PUBLISHED_DATASETS,
         two_stages=two_stages,
         verdict=verdict(methods) if methods else None,
@@ -102,6 +104,9 @@ def write_report(
         protocol=common_protocol(methods),
         neighbour_rows=neighbour_rows((reports["evaluate_inception"] or {}).get("neighbours", {}), samples, crops_dir),
         classifier=reports["train_classifier"],
+        human_rank=reports["evaluate_human_rank"],
+        human_rank_chart=_human_rank_chart(reports["evaluate_human_rank"]),
+        published_human_ranks=published_human_ranks(dataset_name if dataset_name in PUBLISHED_DATASETS else "cub"),
         sample_rows=sample_rows(samples, real, num_captions, seed),
         missing_methods=[
             name
@@ -230,6 +235,12 @@ def _area_chart(report: Mapping[str, Any] | None) -> str | None:
     before, after = (report["object_area_ratio"][key] for key in ("before", "after"))
     label = "How much of the picture the object's box fills, before and after the crop"
     return area_chart(before["histogram"], after["histogram"], after["histogram_edges"], 0.75, label)
+
+
+def _human_rank_chart(report: Mapping[str, Any] | None) -> str | None:
+    if report is None or not report["questions"]:
+        return None
+    return rank_chart(report["questions"], "Mean ranks that raters gave, with their intervals")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

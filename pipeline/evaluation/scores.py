@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.choosing import chosen_rows
 from pipeline.data.shards import Images
 from pipeline.data.tables import read_images
 from pipeline.evaluation.classifier import Classifier, load_classifier
@@ -29,7 +30,6 @@ from pipeline.evaluation.pictures import (
     REAL,
     REAL_TRAIN,
     PictureSet,
-    chosen_rows,
     noise,
     read_samples,
     real_counterparts,

@@ -1,7 +1,7 @@
 """Pictures out of trained generators: a picture is a function of its caption's embedding and its seed alone."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pipeline.data.choosing import chosen_rows
 from pipeline.data.files import replaced_folder, write_json
 from pipeline.data.shards import Images, shard_path, write_shard
 from pipeline.data.tables import SAMPLES, read_embeddings, read_images, write_table
@@ -22,6 +23,7 @@ GRID_TILE = 128  # pixels a picture on a grid
 GRID_TEXT = 260  # pixels for a caption
 GRID_ROWS = 8  # captions on the grid of a method
 IMAGES_PER_SHARD = 500
+SEEDS_PER_SEED = 1_000_000  # noises of one `seed`: as many pictures have a noise of their own
 
 
 def paint(stage: Stage, text_embedding: Tensor, seeds: Sequence[int], batch_size: int = BATCH_SIZE) -> Images:
@@ -97,6 +99,8 @@ def generate_samples(
     embeddings_dir: Path,
     out_dir: Path,
     captions_per_image: int,
+    num_varied_captions: int,
+    variations_per_caption: int,
     batch_size: int,
     seed: int,
 ) -> None:
@@ -105,7 +109,8 @@ def generate_samples(
     Methods: `untrained` (all stages as initialised), `stage1`, and `stackgan`, the final pictures of every system, so
     that their scores have one name: of a GAN of one stage these are Stage-I's. The same caption has the same seed, and
     so the same z, in all of them. grid_<method>.png shows some, for captions spread over the split, which gallery/
-    holds one by one.
+    holds one by one. variations/ is a folder like samples/ itself, with `variations_per_caption` pictures of each of
+    `num_varied_captions` captions (all of them where the split has fewer), of as many classes as there are.
 
     Raises:
         ValueError: snapshots or embeddings are missing or do not fit together.
@@ -128,22 +133,17 @@ def generate_samples(
     vectors = torch.tensor(embeddings.vectors[:, :captions_per_image].reshape(-1, embedding_dim))
     texts = stackgan.texts_of(vectors, of_images)
     for index, row in enumerate(rows):
-        row["seed"] = seed * 1_000_000 + index
+        row["seed"] = seed * SEEDS_PER_SEED + index
     shown = np.linspace(0, len(rows) - 1, num=min(GRID_ROWS, len(rows)), dtype=int).tolist()
+    varied = chosen_rows([row["class_id"] for row in rows], num_varied_captions, seed)
+    varied = [index for index in varied for _ in range(variations_per_caption)]
+    first_seed = (seed + 1) * SEEDS_PER_SEED - len(varied)  # no other picture of this seed comes near it
+    variations = [{**rows[index], "seed": first_seed + number} for number, index in enumerate(varied)]
 
-    records: list[dict[str, Any]] = []
     with replaced_folder(out_dir) as partial_dir:
-        (partial_dir / "gallery").mkdir()
-        write_json(partial_dir / "gallery" / "captions.json", {"captions": [rows[index] for index in shown]})
-        for method, stage in methods.items():
-            of_method = [{**row, "sample_id": len(records) + index, "method": method} for index, row in enumerate(rows)]
-            pictures = _write_pictures(partial_dir / method, stage, texts, of_method, batch_size, shown)
-            for number, picture in enumerate(pictures):
-                Image.fromarray(picture).save(partial_dir / "gallery" / f"{method}_{number}.png")
-            grid = captioned_grid(np.stack(pictures)[:, None], [str(rows[index]["caption"]) for index in shown])
-            grid.save(partial_dir / f"grid_{method}.png")
-            records += of_method
-        write_table(partial_dir / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
+        pictures = _write_set(partial_dir, methods, rows, texts, batch_size, shown)
+        _write_gallery(partial_dir, pictures, [rows[index] for index in shown])
+        _write_set(partial_dir / "variations", methods, variations, texts[varied], batch_size)
 
 
 def _captions_of(
@@ -161,6 +161,36 @@ def _captions_of(
         for index, image in enumerate(of_images)
     ]
     return rows, of_images
+
+
+def _write_set(
+    folder: Path,
+    methods: Mapping[str, Stage],
+    rows: Sequence[dict[str, Any]],
+    texts: Tensor,
+    batch_size: int,
+    shown: Sequence[int] = (),
+) -> dict[str, list[Images]]:
+    """Paint each row with each method, write samples.parquet and the shards, and return those that are to be shown."""
+    records: list[dict[str, Any]] = []
+    pictures: dict[str, list[Images]] = {}
+    for method, stage in methods.items():
+        of_method = [{**row, "sample_id": len(records) + index, "method": method} for index, row in enumerate(rows)]
+        pictures[method] = _write_pictures(folder / method, stage, texts, of_method, batch_size, shown)
+        records += of_method
+    write_table(folder / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
+    return pictures
+
+
+def _write_gallery(folder: Path, pictures: Mapping[str, Sequence[Images]], rows: Sequence[dict[str, Any]]) -> None:
+    """Write the pictures that are shown, one by one and as a grid a method."""
+    (folder / "gallery").mkdir()
+    write_json(folder / "gallery" / "captions.json", {"captions": rows})
+    for method, of_method in pictures.items():
+        for number, picture in enumerate(of_method):
+            Image.fromarray(picture).save(folder / "gallery" / f"{method}_{number}.png")
+        grid = captioned_grid(np.stack(of_method)[:, None], [str(row["caption"]) for row in rows])
+        grid.save(folder / f"grid_{method}.png")
 
 
 def _write_pictures(

@@ -1,0 +1,168 @@
+"""The ballots of studies in a database: SQLite by default, PostgreSQL by its URL.
+
+Rows are only ever added. A ballot is named by (study, rater, slot, revision), which is unique: a form that is sent
+twice, by a double click, a lost reply or an attacker, is one ballot. Taking one back adds a row to `withdrawals`, and
+the next form of that slot has the next revision. A ballot is acknowledged after its transaction is on the disk.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from pipeline.evaluation.study.answers import Ballot, Ranks
+
+METADATA = sa.MetaData()
+_IDENTITY = ("study_id", "rater", "slot", "revision")
+
+
+def _identity() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("study_id", sa.String(64), primary_key=True),
+        sa.Column("rater", sa.Integer, primary_key=True),
+        sa.Column("slot", sa.Integer, primary_key=True),
+        sa.Column("revision", sa.Integer, primary_key=True),
+    ]
+
+
+BALLOTS = sa.Table(
+    "ballots",
+    METADATA,
+    *_identity(),
+    sa.Column("quality", sa.Text, nullable=False),  # JSON: candidate_id -> rank
+    sa.Column("match", sa.Text, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("origin", sa.String(16), nullable=False),
+)
+WITHDRAWALS = sa.Table("withdrawals", METADATA, *_identity())
+
+
+class Progress(NamedTuple):
+    """Where a rater stands."""
+
+    given: tuple[int, ...]  # slots, in their order
+    next_revision: Mapping[int, int]  # of slots that were given before, taken back or not
+
+    @property
+    def next_slot(self) -> int:
+        """Return the first slot that is not given."""
+        return next((slot for slot, given in enumerate(self.given) if slot != given), len(self.given))
+
+
+class Conflict(ValueError):
+    """Another answer than the one that is kept was given under the same name."""
+
+
+class BallotBox:
+    """Keeps the ballots of studies."""
+
+    def __init__(self, url: str):
+        """Open or make the tables.
+
+        Args:
+            url: of SQLAlchemy, such as sqlite:///ballots.db or postgresql+psycopg://user@host/database.
+
+        Raises:
+            ValueError: the database cannot be reached; the message holds no password.
+        """
+        is_sqlite = url.startswith("sqlite")
+        try:
+            options: dict[str, Any] = {} if is_sqlite else {"pool_size": 20, "max_overflow": 20, "pool_pre_ping": True}
+            self._engine = sa.create_engine(url, **options)
+            if is_sqlite:
+                event.listen(self._engine, "connect", _set_up_sqlite)
+            METADATA.create_all(self._engine)
+        except (exc.SQLAlchemyError, ImportError) as error:
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            raise ValueError(f"STUDY_DATABASE_URL: {_without_password(url)} cannot be opened: {reason}") from None
+        # SQLite has one writer at a time and lets the others poll; queueing here is fair and faster.
+        self._writer: AbstractContextManager[Any] = threading.Lock() if is_sqlite else nullcontext()
+
+    def give(self, ballot: Ballot) -> None:
+        """Keep a ballot; giving the same one again changes nothing.
+
+        Raises:
+            Conflict: this rater has given another answer to this showing, or has already gone on from it.
+        """
+        values = ballot._asdict() | {"quality": _text(ballot.quality), "match": _text(ballot.match)}
+        try:
+            with self._writer, self._engine.begin() as connection:
+                connection.execute(sa.insert(BALLOTS), values)
+        except exc.IntegrityError:
+            kept = self._kept(ballot)
+            if kept is None or (kept.quality, kept.match) != (values["quality"], values["match"]):
+                raise Conflict(f"ballot {ballot.slot + 1} was already given, with another answer") from None
+
+    def withdraw(self, study_id: str, rater: int, slot: int, revision: int) -> None:
+        """Take a ballot back; its row stays."""
+        values = {"study_id": study_id, "rater": rater, "slot": slot, "revision": revision}
+        try:
+            with self._writer, self._engine.begin() as connection:
+                connection.execute(sa.insert(WITHDRAWALS), values)
+        except exc.IntegrityError:
+            return  # it is taken back already
+
+    def progress(self, study_id: str, rater: int) -> Progress:
+        """Return which of a rater's ballots are given."""
+        query = (
+            sa.select(BALLOTS.c.slot, BALLOTS.c.revision, WITHDRAWALS.c.slot)
+            .select_from(_with_withdrawals())
+            .where(BALLOTS.c.study_id == study_id, BALLOTS.c.rater == rater)
+            .order_by(BALLOTS.c.slot, BALLOTS.c.revision)
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return Progress(
+            given=tuple(slot for slot, _, withdrawn in rows if withdrawn is None),
+            next_revision={slot: revision + 1 for slot, revision, _ in rows},
+        )
+
+    def all(self, study_id: str) -> list[Ballot]:
+        """Return the ballots of a study that were not taken back, by rater and slot."""
+        query = (
+            sa.select(BALLOTS)
+            .select_from(_with_withdrawals())
+            .where(BALLOTS.c.study_id == study_id, WITHDRAWALS.c.slot.is_(None))
+            .order_by(BALLOTS.c.rater, BALLOTS.c.slot)
+        )
+        with self._engine.connect() as connection:
+            rows: Sequence[Any] = connection.execute(query).mappings().all()
+        return [
+            Ballot(**{**row, "quality": json.loads(row["quality"]), "match": json.loads(row["match"])}) for row in rows
+        ]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def _kept(self, ballot: Ballot) -> Any:
+        named = [BALLOTS.c[name] == getattr(ballot, name) for name in _IDENTITY]
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(BALLOTS).where(*named)).one_or_none()
+
+
+def _with_withdrawals() -> sa.Join:
+    return BALLOTS.outerjoin(WITHDRAWALS, sa.and_(*(BALLOTS.c[name] == WITHDRAWALS.c[name] for name in _IDENTITY)))
+
+
+def _text(ranks: Ranks) -> str:
+    return json.dumps(dict(sorted(ranks.items())))
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    """Let readers go on beside a writer, and sync each transaction to the disk."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _without_password(url: str) -> str:
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except exc.ArgumentError:
+        return "what it holds"

@@ -1,0 +1,172 @@
+"""study/ on the disk: what raters are shown, and apart from it the key that tells which method is which.
+
+study.json      captions, blinded candidates and every rater's ballots; its hash, over all of it, is the study's id
+key.json        candidate -> method, and which prompts are checks: for the analysis, never for a rater
+pictures/       <picture_id>.png, all of one size, without metadata
+
+study.json names the hash of every picture, of the key and of the code that asks, so a ballot that names the study's id
+is bound to all of them.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.files import file_sha256
+from pipeline.evaluation.study.design import Check, Prompt, Repeat, Showing
+
+CONTRACT = "study/v1"
+
+# What decides what a rater sees and is asked; with another page, or another way to draw, it is another study.
+ASKING_CODE = ("design.py", "preparing.py", "macros.html.j2", "ballot.html.j2", "ballot.js", "study.css")
+REMEDY = "run `dvc repro prepare_human_study` to make it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What may be seen by raters."""
+
+    study_id: str
+    prompts: dict[str, Prompt]
+    showings: tuple[tuple[Showing, ...], ...]  # of each rater, slot by slot
+    picture_sha256: dict[str, str]  # picture_id -> of its file
+    folder: Path
+
+    @property
+    def num_raters(self) -> int:
+        """Return how many raters it is planned for."""
+        return len(self.showings)
+
+    def picture_path(self, picture_id: str) -> Path:
+        """Return where a picture lies.
+
+        Raises:
+            KeyError: it is none of this study's; no path is made of an id that is not known.
+        """
+        if picture_id not in self.picture_sha256:
+            raise KeyError(picture_id)
+        return self.folder / "pictures" / f"{picture_id}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What raters must not see."""
+
+    methods: tuple[str, ...]
+    controls: tuple[str, ...]
+    method_of: dict[str, str]  # candidate_id -> method
+    checks: dict[str, Check]  # prompt_id -> what an attentive rater does
+    repeats: tuple[Repeat, ...]
+
+    @cached_property
+    def first_slots(self) -> dict[tuple[int, int], int]:
+        """Return, for each (rater, slot) that asks a second time, the slot that asked first."""
+        return {(repeat.rater, repeat.slot): repeat.first_slot for repeat in self.repeats}
+
+
+def study_document(
+    *,
+    prompts: dict[str, Prompt],
+    showings: tuple[tuple[Showing, ...], ...],
+    picture_sha256: dict[str, str],
+    key_sha256: str,
+) -> dict[str, Any]:
+    """Return study.json with its id."""
+    content: dict[str, Any] = {
+        "contract": CONTRACT,
+        "code_sha256": study_code_sha256(),
+        "key_sha256": key_sha256,
+        "prompts": [prompt._asdict() for prompt in prompts.values()],
+        "showings": [[list(showing) for showing in of_rater] for of_rater in showings],
+        "picture_sha256": picture_sha256,
+    }
+    return {"study_id": _id_of(content), **content}
+
+
+def key_document(key: Key) -> dict[str, Any]:
+    """Return key.json."""
+    return {
+        "contract": CONTRACT,
+        "methods": list(key.methods),
+        "controls": list(key.controls),
+        "method_of": key.method_of,
+        "checks": {prompt_id: check._asdict() for prompt_id, check in key.checks.items()},
+        "repeats": [list(repeat) for repeat in key.repeats],
+    }
+
+
+def read_study(folder: Path) -> Study:
+    """Read study.json.
+
+    Raises:
+        ValueError: it is missing, of another contract, was altered, or a picture is not the one it names.
+    """
+    document = _read(folder / "study.json")
+    content = {name: value for name, value in document.items() if name != "study_id"}
+    if document.get("study_id") != _id_of(content):
+        raise ValueError(f"{folder / 'study.json'} was altered: its content does not have its id; {REMEDY}")
+    study = Study(
+        study_id=document["study_id"],
+        prompts={
+            prompt["prompt_id"]: Prompt(
+                prompt["prompt_id"],
+                prompt["caption"],
+                {candidate: tuple(ids) for candidate, ids in prompt["candidates"].items()},
+            )
+            for prompt in document["prompts"]
+        },
+        showings=tuple(
+            tuple(Showing(prompt_id, tuple(ids)) for prompt_id, ids in of_rater) for of_rater in document["showings"]
+        ),
+        picture_sha256=document["picture_sha256"],
+        folder=folder,
+    )
+    for picture_id, sha256 in study.picture_sha256.items():
+        path = study.picture_path(picture_id)
+        if not path.is_file() or file_sha256(path) != sha256:
+            raise ValueError(f"{path} is missing or is not the study's picture; {REMEDY}")
+    return study
+
+
+def read_key(folder: Path) -> Key:
+    """Read key.json.
+
+    Raises:
+        ValueError: it is missing, or not the key of the study beside it.
+    """
+    path = folder / "key.json"
+    document = _read(path)
+    if file_sha256(path) != _read(folder / "study.json").get("key_sha256"):
+        raise ValueError(f"{path} is not the key of the study beside it; {REMEDY}")
+    return Key(
+        methods=tuple(document["methods"]),
+        controls=tuple(document["controls"]),
+        method_of=document["method_of"],
+        checks={prompt_id: Check(**check) for prompt_id, check in document["checks"].items()},
+        repeats=tuple(Repeat(*repeat) for repeat in document["repeats"]),
+    )
+
+
+def study_code_sha256() -> str:
+    """Return one hash over the code that plans a study and asks its questions."""
+    folder = Path(__file__).parent
+    return hashlib.sha256("".join(file_sha256(folder / name) for name in ASKING_CODE).encode()).hexdigest()
+
+
+def _id_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {REMEDY}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); {REMEDY}") from None
+    if not isinstance(document, dict) or document.get("contract") != CONTRACT:
+        raise ValueError(f"{path} is not of contract {CONTRACT}; {REMEDY}")
+    return document
