@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,9 @@ def _serve(arguments: argparse.Namespace) -> Iterable[str]:
     base_url = f"http://{arguments.host}:{arguments.port}"
     logger.info("Raters' links:  stackgan study links --base-url %s", base_url)
     logger.info("Your own page:  %s/admin/%s/", base_url, links.admin())
-    try:
+    with suppress(KeyboardInterrupt):  # the usual end, after which uvicorn raises it once more
         server.run()
-    finally:
-        box.close()
+    box.close()
     return []
 
 
