@@ -71,8 +71,8 @@ class BallotBox:
         """
         is_sqlite = url.startswith("sqlite")
         try:
-            options: dict[str, Any] = {} if is_sqlite else {"pool_size": 20, "max_overflow": 20, "pool_pre_ping": True}
-            self._engine = sa.create_engine(url, **options)
+            # Each request is one statement, which is a transaction by itself.
+            self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=not is_sqlite)
             if is_sqlite:
                 event.listen(self._engine, "connect", _set_up_sqlite)
             METADATA.create_all(self._engine)
@@ -90,7 +90,7 @@ class BallotBox:
         """
         values = ballot._asdict() | {"quality": _text(ballot.quality), "match": _text(ballot.match)}
         try:
-            with self._writer, self._engine.begin() as connection:
+            with self._writer, self._engine.connect() as connection:
                 connection.execute(sa.insert(BALLOTS), values)
         except exc.IntegrityError:
             kept = self._kept(ballot)
@@ -101,7 +101,7 @@ class BallotBox:
         """Take a ballot back; its row stays."""
         values = {"study_id": study_id, "rater": rater, "slot": slot, "revision": revision}
         try:
-            with self._writer, self._engine.begin() as connection:
+            with self._writer, self._engine.connect() as connection:
                 connection.execute(sa.insert(WITHDRAWALS), values)
         except exc.IntegrityError:
             return  # it is taken back already
