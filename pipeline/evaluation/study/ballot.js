@@ -43,7 +43,7 @@ function setUpBallot(form, onGiven) {
   function drawBoard() {
     board.replaceChildren();
     board.hidden = false;
-    board.style.setProperty("--slots", cards.length + 1);
+    board.style.setProperty("--ranks", cards.length);
     for (let value = 0; value <= cards.length; value++) {
       const slot = document.createElement("div");
       slot.className = "slot";
