@@ -17,7 +17,13 @@ PARAMS_PATH = Path("params.yaml")
 
 # Ways to compute a training step faster, each the same function (see pipeline/gan/trainer.py).
 Speedup = Literal[
-    "transposed_upsampling", "winograd", "channels_last", "fused_adam", "shared_features", "frozen_discriminator"
+    "transposed_upsampling",
+    "winograd",
+    "channels_last",
+    "fused_adam",
+    "shared_features",
+    "frozen_discriminator",
+    "cuda_graph",
 ]
 
 

@@ -670,7 +670,6 @@ ON_GPU: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
     "averaged": (2, "paper", {"ema_decay": 0.9}, {}),
     "augmented": (1, "published_tf", {}, {"augment": True}),
     "between": (1, "paper", {"interpolation_weight": 0.5}, {}),
-    "in_parts": (1, "paper", {}, {"accumulation": 2}),
     "penalised": (1, "paper", PENALISED, {}),
 }
 
@@ -688,6 +687,8 @@ def test_a_gpu_computes_what_a_processor_computes_replayed_or_not(name: str) -> 
         stage.discriminator.downsample.register_forward_hook(lambda *_, passes=passes: passes.append(1))
         outcomes.append(train(stage, gan, 4, device=device, speedups=speedups, **options))
         num_passes.append(len(passes))
+    for outcome in outcomes:  # BatchNorm takes this bias away again: its gradient is rounding, which Adam makes large
+        outcome.weights.pop("G.project.0.bias", None)
     on_processor, replayed, plain = outcomes
     assert_the_same(replayed, on_processor)
     assert_the_same(plain, on_processor)

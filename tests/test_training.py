@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.data.batches import BatchSource, load_training_set
 from pipeline.data.snapshots import load_snapshot
 from pipeline.gan import guards
+from pipeline.gan import job as job_module
 from pipeline.gan.checkpoints import CheckpointWriter, checkpoint_dirs, latest_checkpoint
 from pipeline.gan.job import STAGE2_KEYS, TrainingJob, binding_params, new_stage_for, new_trainer, stage1_part
 from pipeline.gan.results import export
@@ -405,6 +406,22 @@ def test_a_step_that_cannot_fit_is_refused_before_the_networks_are_made(data_dir
     job = training_job(data_dir, tmp_path)
     with pytest.raises(ValueError, match=r"train_stage1\.batch_size is too large: .* lower gan\.generator_dim"):
         train(replace(job, gan=replace(GAN, generator_dim=2**15)), lambda rank: NullRun())
+
+
+def test_a_gpu_is_asked_for_less_than_a_processor_for_what_the_speedups_spare(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs: list[int] = []
+    monkeypatch.setattr(job_module, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(
+        job_module, "require_fitting", lambda need, num_images, *_: needs.append(need.total(num_images))
+    )
+    job = training_job(data_dir, tmp_path, stage_number=2)
+    plain = replace(job, hardware=replace(CPU, speedups=()))
+    for asked, device in ((job, "cpu"), (plain, "cuda"), (job, "cuda")):
+        job_module.require_memory(asked, torch.device(device), None)
+    # At the paper's widths a step took 6.8 GiB of a GPU, and 9.3 without them were asked for.
+    assert needs[0] == needs[1] and needs[2] < 0.8 * needs[0]
 
 
 def test_a_gan_of_one_stage_hands_its_stage1_on(data_dir: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pipeline.data.boxes import boxes_in_windows, boxes_of
 from pipeline.data.random_crops import crop_offsets, is_mirrored, random_crops
-from pipeline.data.shards import LOAD_SIZES, ImageShards
+from pipeline.data.shards import LOAD_SIZES, Images, ImageShards
 from pipeline.data.tables import read_embeddings, read_images
 from pipeline.data.transforms import MAX_SEED, PictureTransform
 
@@ -87,7 +87,7 @@ class Batch:
     text_embedding: Tensor
     wrong: Tensor | None  # (n, 3, S, S): the wrong pairs' pictures; None where these are the real ones
     wrong_text_embedding: Tensor  # likewise: the wrong pairs' texts, with the real pictures' boxes
-    augmentation_draws: Tensor  # (3, n, 4) in [0, 1), on the CPU: D's augmentation of real, fake and wrong pictures
+    augmentation_draws: Tensor  # (3, n, 4) in [0, 1): D's augmentation of real, fake and wrong pictures
 
     def parts(self, count: int) -> list["Batch"]:
         """Cut the share into equal parts, in its order."""
@@ -202,7 +202,7 @@ class BatchSource:
     def noise(self, step: int, dim: int) -> Tensor:
         """Return this worker's rows of the step's standard normal noise, (n, dim) float32."""
         draws = generator_for(self._seed, Purpose.NOISE, step).standard_normal((self._batch_size, dim), np.float32)
-        return torch.from_numpy(draws[self._rows]).to(self._device)
+        return self._sent(draws[self._rows])
 
     def _chosen(self, step: int) -> Indices:
         """Return the pictures of the step's global batch."""
@@ -225,12 +225,12 @@ class BatchSource:
         captions_per_image = self._embeddings.shape[1]
         draws = generator_for(self._seed, purpose, step).random((len(chosen), captions_per_image))
         captions = np.roll(np.argsort(draws, axis=1), -moved_by, axis=0)[self._rows, : self._captions_averaged]
-        images = torch.from_numpy(np.roll(chosen, -moved_by)[self._rows]).to(self._device)
-        return self._embeddings[images[:, None], torch.from_numpy(captions).to(self._device)].mean(dim=1)
+        images = self._sent(np.roll(chosen, -moved_by)[self._rows])
+        return self._embeddings[images[:, None], self._sent(captions)].mean(dim=1)
 
     def _augmentation_draws(self, step: int) -> Tensor:
         draws = generator_for(self._seed, Purpose.D_AUGMENTATION, step).random((3, self._batch_size, 4), np.float32)
-        return torch.from_numpy(draws[:, self._rows])
+        return self._sent(draws[:, self._rows])
 
     def _cropped(self, pixels: Tensor, purpose: Purpose, step: int) -> Tensor:
         """(n, L, L, 3) uint8 -> (n, 3, S, S) float32, each cut and mirrored at random."""
@@ -240,13 +240,13 @@ class BatchSource:
 
     def _crop_draws(self, purpose: Purpose, step: int) -> Tensor:
         draws = generator_for(self._seed, purpose, step).random((self._batch_size, 3))
-        return torch.from_numpy(draws[self._rows]).to(self._device)
+        return self._sent(draws[self._rows])
 
     def _with_boxes(self, texts: Tensor, chosen: Indices, step: int) -> Tensor:
         """Put the boxes of the real pictures, as these are cropped and mirrored, behind texts where they are wanted."""
         if self._boxes is None:
             return texts
-        boxes = self._boxes[torch.from_numpy(chosen[self._rows]).to(self._device)]
+        boxes = self._boxes[self._sent(chosen[self._rows])]
         draws, load_size = self._crop_draws(Purpose.AUGMENTATION, step), LOAD_SIZES[self._crop_size]
         corners = (crop_offsets(draws, load_size, self._crop_size) / load_size).float()
         inside = boxes_in_windows(boxes, corners, is_mirrored(draws), self._crop_size / load_size)
@@ -255,7 +255,7 @@ class BatchSource:
     def _pixels(self, chosen: Indices, step: int) -> Tensor:
         """Return this worker's pictures on the device, (n, L, L, 3) uint8; for a GPU it reads a step ahead."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(chosen[self._rows]).to(self._device)]
+            return self._resident[self._sent(chosen[self._rows])]
         if not self._reads_ahead:
             return self._read(step)
         reading = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
@@ -265,19 +265,27 @@ class BatchSource:
     def _wrong_pixels(self, others: Indices, step: int) -> Tensor:
         """Return this worker's pictures of other classes, (n, L, L, 3) uint8 on the device."""
         if self._resident is not None:
-            return self._resident[torch.from_numpy(others[self._rows]).to(self._device)]
-        return self._gathered(others, Purpose.WRONG_TRANSFORM, step).to(self._device)
+            return self._resident[self._sent(others[self._rows])]
+        return self._sent(self._gathered(others, Purpose.WRONG_TRANSFORM, step))
 
     def _read(self, step: int) -> Tensor:
-        read = self._gathered(self._chosen(step), Purpose.TRANSFORM, step)
-        return read.pin_memory() if self._device.type == "cuda" else read
+        return self._ready_to_send(self._gathered(self._chosen(step), Purpose.TRANSFORM, step))
 
-    def _gathered(self, chosen: Indices, purpose: Purpose, step: int) -> Tensor:
+    def _gathered(self, chosen: Indices, purpose: Purpose, step: int) -> Images:
         pixels = self._set.shards.gather(chosen[self._rows])
         if self._transform:
             seeds = generator_for(self._seed, purpose, step).integers(MAX_SEED, size=self._batch_size)
             pixels = self._transform(pixels, seeds[self._rows])
-        return torch.from_numpy(pixels)
+        return pixels
+
+    def _sent(self, values: npt.NDArray[Any]) -> Tensor:
+        """Return numbers on the device, without waiting for what a GPU is at."""
+        return self._ready_to_send(values).to(self._device, non_blocking=True)
+
+    def _ready_to_send(self, values: npt.NDArray[Any]) -> Tensor:
+        """Return numbers where a GPU can fetch them by itself; from elsewhere, sending them waits for it."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
 class _ClassIndex:

@@ -134,8 +134,10 @@ def require_memory(job: TrainingJob, device: torch.device, autocast: torch.dtype
     Raises:
         ValueError: it does not; the message says how many pictures would.
     """
+    # What the speed-ups spare, a processor needs for Winograd's sums; a GPU does not. Fused Adam knows no meta device.
+    speedups = () if device.type == "cpu" else tuple(set(job.hardware.speedups) - {"fused_adam"})
     with torch.device("meta"):
-        bare = replace(job, stage1_dir=None, hardware=replace(job.hardware, speedups=()))  # no weights, no fused Adam
+        bare = replace(job, stage1_dir=None, hardware=replace(job.hardware, speedups=speedups))  # no weights
         stage = new_stage_for(bare)
         trainer = new_trainer(bare, stage, None)
         frozen = [network for network in (stage.stage1_generator, stage.average) if network is not None]

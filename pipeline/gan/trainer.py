@@ -12,8 +12,9 @@ from pipeline.gan.augmentation import shifted_and_cut
 from pipeline.gan.layers import Conv, UpsampleConv
 from pipeline.gan.losses import Logits, discriminator_loss, generator_loss, gradient_penalty, kl_divergence
 from pipeline.gan.networks import GeneratorOutput
+from pipeline.gan.replay import Replay
 from pipeline.gan.stages import Stage
-from pipeline.gan.workers import average_gradients
+from pipeline.gan.workers import average_gradients, num_workers
 from pipeline.params import GanParams, Speedup
 
 ADAM_BETAS = (0.5, 0.999)
@@ -46,7 +47,8 @@ class Trainer:
                 winograd: see pipeline.gan.winograd, left out of a D whose gradient is differentiated again;
                 channels_last: pixel by pixel in memory; fused_adam: one pass over weights and moments;
                 shared_features: D's features of the real pictures serve the real and the wrong pairs;
-                frozen_discriminator: D's own gradients are not computed while G is updated.
+                frozen_discriminator: D's own gradients are not computed while G is updated;
+                cuda_graph: see Replay, for one worker on a GPU with fused_adam.
         """
         self._stage = stage
         self._gan = gan
@@ -62,6 +64,10 @@ class Trainer:
         }
         # The fakes that D was trained on serve G's update too, unless it asks for others, or memory for their graph.
         self._repaints = gan.redraw_noise or accumulation > 1
+        # What workers tell each other is not recorded, nor are steps that Adam counts on the processor.
+        recordable = next(stage.generator.parameters()).is_cuda and num_workers() == 1
+        recorded = recordable and {"cuda_graph", "fused_adam"} <= self._speedups
+        self._replay = Replay(self._compute_step, self._optimizers.values()) if recorded else None
         self.learning_rate = 0.0
 
     def _prepare(self) -> None:
@@ -86,6 +92,8 @@ class Trainer:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set both optimisers' learning rate."""
+        if self._replay is not None and learning_rate != self.learning_rate:
+            self._replay.forget()  # it holds the one before
         self.learning_rate = learning_rate
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
@@ -101,6 +109,9 @@ class Trainer:
         Returns:
             (len(LOSSES),) float32 on the device.
         """
+        return (self._replay or self._compute_step)(batch, noise)
+
+    def _compute_step(self, batch: Batch, noise: Tensor) -> Tensor:
         noises = noise.split(self._stage.noise_dim, dim=1)  # for D's update; as they are asked for, G's and between
         of_g, between = noises[1 if self._gan.redraw_noise else 0], noises[-1]
         parts = batch.parts(self._accumulation)
@@ -252,6 +263,8 @@ class Trainer:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the state that `tensors` returned."""
+        if self._replay is not None:
+            self._replay.forget()  # it holds the moments before
         for name, network in self._stateful().items():
             network.load_state_dict(_below(f"{name}.", tensors))
         for name, optimizer in self._optimizers.items():

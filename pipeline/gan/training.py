@@ -51,6 +51,8 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if job.hardware.use_gpu else torch.device("cpu")
     if device.type == "cpu":
         keep_freed_memory()
+    else:
+        torch.backends.cudnn.deterministic = True  # its sums in no fixed order are hardly faster
     progress = progress_for(rank())
 
     # Set up data, networks and optimisers.
