@@ -4,7 +4,6 @@
 "use strict";
 
 const QUESTIONS = ["quality", "match"];
-const ORDINALS = ["1 · best", "2", "3", "4", "5", "6", "7", "8", "9"];
 
 function setUpBallot(form, onGiven) {
   const cards = [...form.querySelectorAll(".candidate")];
@@ -48,7 +47,7 @@ function setUpBallot(form, onGiven) {
       const slot = document.createElement("div");
       slot.className = "slot";
       slot.dataset.value = value;
-      slot.dataset.label = value ? ORDINALS[value - 1] : "drag";
+      slot.dataset.label = ["drag", "1 · best"][value] ?? value;
       for (const card of cards.filter((one) => (rankOf(one) ?? "0") === String(value))) slot.append(chipOf(card));
       board.append(slot);
     }

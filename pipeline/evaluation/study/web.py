@@ -273,8 +273,9 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answer a refused request with a page, and log why; the link, which is a key, is not logged."""
     status = 403 if isinstance(error, Refused) else 409 if isinstance(error, Conflict) else _status_of(error)
     reason = str(getattr(error, "detail", None) or error)
-    place = request.url.path.split("/")
-    logger.warning("refused (%d): %s /%s/…/%s: %s", status, request.method, place[1], place[-1][:40], reason)
+    role, _, page = request.url.path.lstrip("/").partition("/")
+    page = page.partition("/")[2]  # what stands between is a link
+    logger.warning("refused (%d): %s /%.10s/…/%.40s: %s", status, request.method, role, page, reason)
     return _message(status, "This was not accepted", reason[:1].upper() + reason[1:] + ".")
 
 
