@@ -32,10 +32,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measure import tell
-from pipeline.data.files import file_sha256, write_json
 from pipeline.evaluation.study.ballots import BallotBox
 from pipeline.evaluation.study.design import Blinding, PlannedPrompt, Prompt, plan_showings
-from pipeline.evaluation.study.files import Key, Study, key_document, read_study, study_document
+from pipeline.evaluation.study.files import Study, read_study, write_study
 from pipeline.evaluation.study.links import Links
 
 SECRET = "of a benchmark, and longer than thirty-two characters"
@@ -56,7 +55,7 @@ class Load:
     num_retries: int = 0
 
 
-def write_study(folder: Path, *, num_raters: int, num_prompts: int, num_pictures: int) -> Study:
+def make_study(folder: Path, *, num_raters: int, num_prompts: int, num_pictures: int) -> Study:
     """Write a study of noise, whose pictures are as large as they can be; each one has an id of its own."""
     blinding, rng = Blinding(os.urandom(32)), np.random.default_rng(0)
     planned: list[PlannedPrompt] = []
@@ -75,16 +74,7 @@ def write_study(folder: Path, *, num_raters: int, num_prompts: int, num_pictures
     plan = plan_showings(
         planned, methods=METHODS, controls=(), methods_per_ballot=0, num_raters=num_raters, num_repeats=0, seed=0
     )
-    method_of = {candidate: method for one in planned for candidate, method in one.method_of.items()}
-    key = Key(methods=METHODS, controls=(), method_of=method_of, checks={}, repeats=())
-    write_json(folder / "key.json", key_document(key))
-    document = study_document(
-        prompts={one.prompt.prompt_id: one.prompt for one in planned},
-        showings=plan.showings,
-        picture_sha256={path.stem: file_sha256(path) for path in sorted((folder / "pictures").iterdir())},
-        key_sha256=file_sha256(folder / "key.json"),
-    )
-    write_json(folder / "study.json", document)
+    write_study(folder, planned, plan, methods=METHODS, controls=())
     return read_study(folder)
 
 
@@ -252,7 +242,7 @@ def main() -> None:
     parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        study = write_study(
+        study = make_study(
             Path(place) / "study", num_raters=arguments.raters, num_prompts=arguments.ballots, num_pictures=5
         )
         url = arguments.database or f"sqlite:///{place}/ballots.db"

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.evaluation.comparison import FINAL_METHOD, Evaluation, as_text, make_tables, write_page
+from pipeline.evaluation.comparison import Evaluation, as_text, make_tables, write_page
+from pipeline.evaluation.pictures import FINAL
 from pipeline.evaluation.published import SYSTEMS
 from pipeline.systems import choices, composed, queue, run_queued, settings_of
 from pipeline.tracked import evaluations
@@ -53,7 +54,7 @@ def show_tables(overrides: Sequence[str], page_path: Path) -> list[str]:
         num_others += system is None
         if system is None or system in newest:
             continue
-        captions, pictures = tracked.gallery(FINAL_METHOD)
+        captions, pictures = tracked.gallery(FINAL)
         newest[system] = Evaluation(
             run_id=tracked.run_id,
             methods=tracked.report()["methods"],

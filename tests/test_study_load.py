@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study_load import lost_and_doubled, percentile, put_under_load, serving, write_study
+from benchmarks.study_load import lost_and_doubled, make_study, percentile, put_under_load, serving
 from pipeline.evaluation.study.files import Study
 
 NUM_RATERS, NUM_BALLOTS = 200, 4
@@ -15,7 +15,7 @@ LONGEST_P99_MS = 300
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("load") / "study"
-    return write_study(folder, num_raters=NUM_RATERS, num_prompts=NUM_BALLOTS, num_pictures=1)
+    return make_study(folder, num_raters=NUM_RATERS, num_prompts=NUM_BALLOTS, num_pictures=1)
 
 
 def test_two_hundred_raters_lose_and_double_nothing_and_do_not_wait(study: Study, database_url: str) -> None:

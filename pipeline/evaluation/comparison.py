@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data.files import replaced_file
+from pipeline.evaluation.pictures import FINAL
 from pipeline.evaluation.protocol import require_comparable
 from pipeline.evaluation.published import (
     ORDERINGS,
@@ -19,10 +20,10 @@ from pipeline.evaluation.published import (
     TABLE_2_CHOICES,
     System,
 )
-from pipeline.evaluation.report import page_template, png_uri
+from pipeline.evaluation.report import png_uri
+from pipeline.evaluation.templates import page_template
 from pipeline.evaluation.verdict import BOUNDS, method_name
 
-FINAL_METHOD = "stackgan"  # what every system's final pictures are called in its report
 _PUBLISHED = {system.choice: system for system in SYSTEMS}
 
 
@@ -39,7 +40,7 @@ class Evaluation:
     @property
     def scores(self) -> Mapping[str, Any]:
         """Return the scores of its final pictures."""
-        return self.methods[FINAL_METHOD]
+        return self.methods[FINAL]
 
 
 class Row(NamedTuple):

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.data.shards import LOAD_SIZES, Images, read_shard
 from pipeline.data.tables import read_images, read_table
 
+FINAL = "stackgan"  # the method of every system's final pictures
 REAL = "real_test"  # the method of real pictures
 REAL_TRAIN = "real_train"  # real pictures of the classes that generators are trained on
 NOISE = "noise"  # every pixel drawn by chance

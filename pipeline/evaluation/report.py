@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from PIL import Image
 
 from pipeline.data.choosing import chosen_rows
@@ -27,6 +26,7 @@ from pipeline.evaluation.pictures import (
     real_parts,
 )
 from pipeline.evaluation.published import PUBLISHED_DATASETS, TABLE_1, TABLE_2, published_human_ranks
+from pipeline.evaluation.templates import page_template
 from pipeline.evaluation.verdict import BOUNDS, METHOD_NAMES, common_protocol, method_name, verdict
 
 REPORTS = (
@@ -250,15 +250,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); rerun `dvc repro {path.stem}`") from None
-
-
-def page_template(name: str) -> jinja2.Template:
-    """Return a page's template out of this folder; it escapes whatever is put into it, captions above all."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)

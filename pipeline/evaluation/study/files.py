@@ -10,13 +10,14 @@ is bound to all of them.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import file_sha256
-from pipeline.evaluation.study.design import Check, Prompt, Repeat, Showing
+from pipeline.data.files import file_sha256, write_json
+from pipeline.evaluation.study.design import Check, Plan, PlannedPrompt, Prompt, Repeat, Showing
 
 CONTRACT = "study/v1"
 
@@ -67,35 +68,30 @@ class Key:
         return {(repeat.rater, repeat.slot): repeat.first_slot for repeat in self.repeats}
 
 
-def study_document(
-    *,
-    prompts: dict[str, Prompt],
-    showings: tuple[tuple[Showing, ...], ...],
-    picture_sha256: dict[str, str],
-    key_sha256: str,
-) -> dict[str, Any]:
-    """Return study.json with its id."""
+def write_study(
+    folder: Path, planned: Sequence[PlannedPrompt], plan: Plan, *, methods: Sequence[str], controls: Sequence[str]
+) -> None:
+    """Write key.json and study.json beside the pictures that `folder` holds."""
+    # By name, for the order in which they were made would tell the checks from the others.
+    by_name = sorted(planned, key=lambda one: one.prompt.prompt_id)
+    key: dict[str, Any] = {
+        "contract": CONTRACT,
+        "methods": list(methods),
+        "controls": list(controls),
+        "method_of": dict(sorted(item for one in planned for item in one.method_of.items())),
+        "checks": {one.prompt.prompt_id: one.check._asdict() for one in by_name if one.check},
+        "repeats": [list(repeat) for repeat in plan.repeats],
+    }
+    write_json(folder / "key.json", key)
     content: dict[str, Any] = {
         "contract": CONTRACT,
         "code_sha256": study_code_sha256(),
-        "key_sha256": key_sha256,
-        "prompts": [prompt._asdict() for prompt in prompts.values()],
-        "showings": [[list(showing) for showing in of_rater] for of_rater in showings],
-        "picture_sha256": picture_sha256,
+        "key_sha256": file_sha256(folder / "key.json"),
+        "prompts": [one.prompt._asdict() for one in by_name],
+        "showings": [[list(showing) for showing in of_rater] for of_rater in plan.showings],
+        "picture_sha256": {path.stem: file_sha256(path) for path in sorted((folder / "pictures").iterdir())},
     }
-    return {"study_id": _id_of(content), **content}
-
-
-def key_document(key: Key) -> dict[str, Any]:
-    """Return key.json."""
-    return {
-        "contract": CONTRACT,
-        "methods": list(key.methods),
-        "controls": list(key.controls),
-        "method_of": key.method_of,
-        "checks": {prompt_id: check._asdict() for prompt_id, check in key.checks.items()},
-        "repeats": [list(repeat) for repeat in key.repeats],
-    }
+    write_json(folder / "study.json", {"study_id": _id_of(content), **content})
 
 
 def read_study(folder: Path) -> Study:

@@ -4,14 +4,12 @@ Nothing here knows the key: what a page is made of is the study that raters may 
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
 from pipeline.evaluation.study.design import Showing
 from pipeline.evaluation.study.files import Study
+from pipeline.evaluation.templates import page_template
 
 
 class Question(NamedTuple):
@@ -65,7 +63,7 @@ def ballot_view(study: Study, showing: Showing, number: int, form: str, source: 
 
 def render(template: str, **values: Any) -> str:
     """Fill a template of this folder; every value is escaped."""
-    return _environment().get_template(template).render(questions=QUESTIONS, **values)
+    return page_template(f"study/{template}").render(questions=QUESTIONS, **values)
 
 
 def stylesheet() -> str:
@@ -77,14 +75,3 @@ def stylesheet() -> str:
 def script(name: str) -> str:
     """Return a file of this folder that pages carry."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

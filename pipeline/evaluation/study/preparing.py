@@ -11,16 +11,23 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.choosing import chosen_rows
-from pipeline.data.files import file_sha256, replaced_folder, write_json
+from pipeline.data.files import file_sha256, replaced_folder
 from pipeline.data.shards import Images, ImageShards
 from pipeline.data.tables import read_images
-from pipeline.evaluation.pictures import REAL, REAL_CROP_SIZE, REAL_LOAD_SIZE, PictureSet, ShardPart, read_samples
+from pipeline.evaluation.pictures import (
+    FINAL,
+    REAL,
+    REAL_CROP_SIZE,
+    REAL_LOAD_SIZE,
+    PictureSet,
+    ShardPart,
+    read_samples,
+)
 from pipeline.evaluation.study.design import Blinding, Check, CheckKind, PlannedPrompt, Prompt, plan_showings
-from pipeline.evaluation.study.files import Key, key_document, study_document
+from pipeline.evaluation.study.files import write_study
 
 logger = logging.getLogger(__name__)
 
-FINAL = "stackgan"  # the name of every system's final pictures in its samples/
 WRONG = "real_test of another caption"
 
 Caption = dict[str, Any]  # a row of samples.parquet
@@ -103,27 +110,11 @@ def prepare_study(
         num_repeats=num_repeats,
         seed=seed,
     )
-    # By name, for the order in which they were made would tell the checks from the others.
-    by_name = sorted(planned, key=lambda one: one.prompt.prompt_id)
-    key = Key(
-        methods=tuple(methods),
-        controls=tuple(controls),
-        method_of=dict(sorted(item for one in planned for item in one.method_of.items())),
-        checks={one.prompt.prompt_id: one.check for one in by_name if one.check},
-        repeats=plan.repeats,
-    )
     with replaced_folder(out_dir) as partial_dir:
-        write_json(partial_dir / "key.json", key_document(key))
         (partial_dir / "pictures").mkdir()
         for one, of_prompt in zip(planned, asked, strict=True):
             _write_pictures(partial_dir / "pictures", one, source.pictures(of_prompt, rng), picture_size)
-        document = study_document(
-            prompts={one.prompt.prompt_id: one.prompt for one in by_name},
-            showings=plan.showings,
-            picture_sha256={path.stem: file_sha256(path) for path in sorted((partial_dir / "pictures").iterdir())},
-            key_sha256=file_sha256(partial_dir / "key.json"),
-        )
-        write_json(partial_dir / "study.json", document)
+        write_study(partial_dir, planned, plan, methods=methods, controls=controls)
 
 
 def _planned(number: int, asked: _Asked, pictures_per_caption: int, blinding: Blinding) -> PlannedPrompt:
