@@ -55,7 +55,7 @@ class Folder:
 
     @property
     def table(self) -> list[dict[str, str]]:
-        return list(csv.DictReader((self.folder / "out.csv").open()))
+        return list(csv.DictReader((self.folder / "out.csv").read_text().splitlines()))
 
 
 @pytest.fixture
