@@ -133,9 +133,10 @@ def _import(arguments: argparse.Namespace) -> Iterable[str]:
     found = {path: _ballots_of(path, study, links) for path in arguments.files}
     box = _box()
     for path, ballots in found.items():
+        progress = box.progress(study.study_id, ballots[0].rater)
         for ballot in ballots:
-            try:
-                box.give(ballot)
+            try:  # one that was taken back before is given anew; one that stands may not change
+                box.give(ballot._replace(revision=progress.revision_of(ballot.slot)))
             except ValueError as error:
                 raise ValueError(f"{path}: rater {ballot.rater + 1}: {error}") from None
     box.close()

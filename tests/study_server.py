@@ -67,6 +67,11 @@ def form_of(page: str) -> str:
     return unescape(form)
 
 
+def undo_of(page: str) -> str:
+    (undo,) = re.findall(r'name="undo" value="([^"]+)"', page)
+    return unescape(undo)
+
+
 def fields_of(quality: Mapping[str, int], match: Mapping[str, int], form: str) -> dict[str, object]:
     return {
         "form": form,

@@ -73,6 +73,15 @@ def test_intervals_do_not_depend_on_the_order_of_methods_and_hardly_on_that_of_r
     np.testing.assert_allclose(np.array(intervals(shuffled, num_resamples=20_000)), found, atol=0.01)
 
 
+def test_a_method_that_was_never_ranked_has_no_mean_and_the_others_have() -> None:
+    ranks = draw_ranks(PAPER, 4, 9, np.random.default_rng(2))
+    with_one_more = np.concatenate([ranks, np.full((4, 9, 1), NAN)], -1)
+    *others, never = intervals(with_one_more)
+    assert others == intervals(ranks) and np.isnan(never.mean)
+    differences = mean_rank_differences(with_one_more, level=0.95, num_resamples=100, rng=np.random.default_rng(0))
+    assert np.isnan(differences[0, 3].mean) and not np.isnan(differences[0, 1].mean)
+
+
 def test_a_seed_repeats_the_intervals() -> None:
     ranks = draw_ranks(PAPER, 4, 9, np.random.default_rng(2))
     assert intervals(ranks, seed=5) == intervals(ranks, seed=5) != intervals(ranks, seed=6)

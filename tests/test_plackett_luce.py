@@ -90,6 +90,16 @@ def test_the_order_of_methods_raters_and_prompts_does_not_matter() -> None:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name)[::-1], atol=1e-5)
 
 
+def test_a_method_that_was_never_ranked_has_no_strength_and_changes_no_others() -> None:
+    ranks = draw_ranks(Population((0.9, 0.1, -0.6), 0.3, 0.5), 6, 12, np.random.default_rng(5))
+    alone = plackett_luce(ranks, level=0.95)
+    wider = plackett_luce(np.insert(ranks, 1, NAN, axis=-1), level=0.95)
+    assert alone is not None and wider is not None
+    assert np.isnan(wider.log_strengths[1]) and np.isnan(wider.shares[1])
+    np.testing.assert_array_equal(np.delete(wider.log_strengths, 1), alone.log_strengths)
+    np.testing.assert_array_equal(np.delete(wider.shares, 1), alone.shares)
+
+
 def test_without_a_ballot_there_is_no_strength() -> None:
     assert plackett_luce(np.full((3, 4, 2), NAN), level=0.95) is None
 

@@ -57,7 +57,9 @@ def test_a_ballot_that_is_taken_back_can_be_given_anew_and_its_old_form_cannot(b
     assert box.all(STUDY) == []
     box.give(one(revision=1, rank=2))
     assert box.all(STUDY) == [one(revision=1, rank=2)]
-    assert box.progress(STUDY, 0) == Progress((0,), {0: 2})
+    progress = box.progress(STUDY, 0)
+    assert progress == Progress((0,), {0: 2})
+    assert (progress.revision_of(0), progress.revision_of(1)) == (1, 0)
 
 
 def test_progress_goes_on_at_the_first_gap(box: BallotBox) -> None:

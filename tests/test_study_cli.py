@@ -185,6 +185,16 @@ def test_a_file_that_disagrees_with_what_was_given_is_refused(study: Commands) -
     assert "rater 2: ballot 1 was already given, with another answer" in study.refusal("import", study.write(document))
 
 
+def test_a_ballot_that_was_taken_back_is_given_anew_by_a_file(study: Commands) -> None:
+    (first, *_) = ballots_of(study.study, study.key, 1)
+    box = BallotBox(study.database_url)
+    box.give(first)
+    box.withdraw(first.study_id, 1, 0, 0)
+    box.close()
+    study("import", study.write(study.ballot_file()))
+    assert study.kept()[0] == (1, 0) and len(study.kept()) == len(study.study.showings[1])
+
+
 def test_without_ballots_nothing_is_exported(study: Commands) -> None:
     assert study("export", "--out", study.folder / "out") == ["0 ballots are given: nothing is written"]
     assert not (study.folder / "out").exists()

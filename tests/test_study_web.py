@@ -23,7 +23,7 @@ from pipeline.evaluation.study.offline import offline_page
 from pipeline.evaluation.study.web import MAX_BODY_BYTES
 from tests.evaluation_data import write_crops, write_samples
 from tests.study_data import METHODS, SECRET, VARIATIONS, ranks_by, write_inputs, write_study
-from tests.study_server import Rater, fields_of, form_of, served
+from tests.study_server import Rater, fields_of, form_of, served, undo_of
 
 BEST_FIRST = ("real_test", "stackgan", "stage1", "untrained")
 
@@ -107,7 +107,9 @@ def test_a_rater_can_leave_and_come_back_and_take_the_last_ballot_back(site: Sit
     site.give(0, 1)
     assert "You have given 2 of" in site.rater().get("/").text and "Ballot 3 " in site.rater().get().text
     stale = site.rater().open_ballot()["form"]
-    assert site.rater().post("/undo", {}).status_code == 303
+    undo = {"undo": undo_of(site.rater().get().text)}
+    for _ in range(3):  # a double click is one
+        assert site.rater().post("/undo", undo).status_code == 303
     assert site.ballots == [(0, 0)]
     ranks = {candidate: 1 for candidate in site.study.showings[0][1].candidate_ids}
     assert site.rater().give(ranks, ranks, site.rater().open_ballot()["form"]).status_code == 303
@@ -117,8 +119,17 @@ def test_a_rater_can_leave_and_come_back_and_take_the_last_ballot_back(site: Sit
     assert site.rater().give(third, third, stale).status_code == 303, "the page of before still holds"
 
 
-def test_with_nothing_given_there_is_nothing_to_take_back(site: Site) -> None:
-    assert site.rater().post("/undo", {}).status_code == 303 and site.ballots == []
+def test_only_the_last_ballot_can_be_taken_back_and_only_by_its_rater(site: Site) -> None:
+    assert "Take back" not in site.rater().get().text
+    site.give(0, 0)
+    first = undo_of(site.rater().get().text)
+    site.give(0, 1)
+    for undo, status in ((first, 303), (site.rater().open_ballot()["form"], 303), ("", 403), ("forged", 403)):
+        assert site.rater().post("/undo", {"undo": undo}).status_code == status
+        assert site.ballots == [(0, 0), (0, 1)]
+    site.give(1, 0)
+    assert site.rater(1).post("/undo", {"undo": first}).status_code == 403
+    assert site.ballots == [(0, 0), (0, 1), (1, 0)]
 
 
 def test_a_ballot_sent_twice_is_one_and_another_answer_to_it_is_refused(site: Site) -> None:
@@ -198,7 +209,7 @@ def test_what_another_sites_page_sends_is_refused(site: Site) -> None:
         {"Sec-Fetch-Site": "same-site"},
     ):
         assert site.rater().give(ranks, ranks, form, headers=headers).status_code == 403, headers
-        assert site.rater().post("/undo", {}, headers=headers).status_code == 403
+        assert site.rater().post("/undo", {"undo": form}, headers=headers).status_code == 403
     assert site.ballots == []
     own = {"Origin": site.url, "Sec-Fetch-Site": "same-origin"}
     assert site.rater().give(ranks, ranks, form, headers=own).status_code == 303
@@ -315,8 +326,8 @@ def test_the_admin_sees_progress_mean_ranks_and_links_that_work(site: Site) -> N
     num_planned = sum(map(len, site.study.showings))
     assert f"3 of {num_planned} ballots are given" in page and "0 of 4 raters have finished" in page
     assert page.count('scope="row"') == 4 + 2 and "stackgan" in page and "untrained" not in page
-    links = re.findall(r'href="(http[^"]+/r/[^"]+)"', page)
-    assert len(links) == 4 and all(requests.get(link).status_code == 200 for link in links)
+    links = re.findall(r'href="(/r/[^"]+)"', page)
+    assert len(links) == 4 and all(requests.get(site.url + link).status_code == 200 for link in links)
     table = pq.read_table(io.BytesIO(requests.get(f"{admin}/ballots.parquet").content))
     assert table.num_rows == 3 * 3 * 2 and set(table.column("rater").to_pylist()) == {2}
     assert len(requests.get(f"{admin}/ballots.csv").text.splitlines()) == 1 + 18

@@ -52,6 +52,10 @@ class Progress(NamedTuple):
         """Return the first slot that is not given."""
         return next((slot for slot, given in enumerate(self.given) if slot != given), len(self.given))
 
+    def revision_of(self, slot: int) -> int:
+        """Return the revision under which a slot's ballot is kept, or would be if it were given now."""
+        return self.next_revision.get(slot, 0) - (slot in self.given)
+
 
 class Conflict(ValueError):
     """Another answer than the one that is kept was given under the same name."""

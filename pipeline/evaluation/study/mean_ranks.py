@@ -88,7 +88,8 @@ def _intervals(
 ) -> list[Interval]:
     """Return intervals of (K, M) contrasts of the mean ranks."""
     variance = variance_parts(ranks, contrasts)
-    estimates = contrasts @ mean_ranks(ranks)
+    # Not a product: a method that was never ranked has no mean, and the others do.
+    estimates = np.where(contrasts != 0, contrasts * mean_ranks(ranks), 0).sum(1)
     draws = np.zeros((num_resamples, len(contrasts)))
     for deviations in (variance.rater_deviations, variance.prompt_deviations):
         count = len(deviations)

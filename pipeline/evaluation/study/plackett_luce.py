@@ -26,7 +26,7 @@ Choice = tuple[tuple[int, ...], tuple[int, ...]]  # what was chosen, and what it
 class Strengths(NamedTuple):
     """A fit."""
 
-    log_strengths: Array  # (M,), in sum 0; higher is better
+    log_strengths: Array  # (M,), in sum 0; higher is better; NaN for a method that was never ranked
     low: Array  # (M,) ends of the intervals of the log strengths
     high: Array
     tie_prevalence: Array  # delta_2, delta_3, ... as far as ties occurred
@@ -34,7 +34,10 @@ class Strengths(NamedTuple):
     @property
     def shares(self) -> Array:
         """Return the probability that each method is put first, alone, if all are shown: (M,), in sum 1."""
-        return special.softmax(self.log_strengths)
+        is_known = ~np.isnan(self.log_strengths)
+        shares = np.full(self.log_strengths.shape, np.nan)
+        shares[is_known] = special.softmax(self.log_strengths[is_known])
+        return shares
 
 
 def plackett_luce(ranks: Array, *, level: float, num_pseudo: float = NUM_PSEUDO) -> Strengths | None:
@@ -48,6 +51,15 @@ def plackett_luce(ranks: Array, *, level: float, num_pseudo: float = NUM_PSEUDO)
     Returns:
         None where no ballot says anything.
     """
+    is_ranked = np.asarray((~np.isnan(ranks)).any((0, 1)))
+    if is_ranked.any() and not is_ranked.all():
+        found = plackett_luce(ranks[..., is_ranked], level=level, num_pseudo=num_pseudo)
+        return found and Strengths(
+            log_strengths=_spread(found.log_strengths, is_ranked),
+            low=_spread(found.low, is_ranked),
+            high=_spread(found.high, is_ranked),
+            tie_prevalence=found.tie_prevalence,
+        )
     num_methods = ranks.shape[-1]
     ballots = {
         (rater, prompt): list(choices_of(ranks[rater, prompt]))
@@ -80,6 +92,13 @@ def plackett_luce(ranks: Array, *, level: float, num_pseudo: float = NUM_PSEUDO)
     if not variance.is_known:
         widths = np.full_like(widths, np.nan)
     return Strengths(log_strengths, log_strengths - widths, log_strengths + widths, np.exp(parameters[num_methods:]))
+
+
+def _spread(values: Array, places: npt.NDArray[np.bool_]) -> Array:
+    """Put values at the places that are true, NaN at the others."""
+    spread = np.full(places.shape, np.nan)
+    spread[places] = values
+    return spread
 
 
 def choices_of(ranks: Array) -> Iterator[Choice]:

@@ -30,7 +30,7 @@ from pipeline.evaluation.study.answers import (
 from pipeline.evaluation.study.ballot_tables import csv_bytes, parquet_bytes
 from pipeline.evaluation.study.ballots import BallotBox, Conflict, Progress
 from pipeline.evaluation.study.files import Study, read_key
-from pipeline.evaluation.study.links import Links
+from pipeline.evaluation.study.links import Form, Links
 from pipeline.evaluation.study.mean_ranks import mean_ranks
 from pipeline.evaluation.study.pages import QUESTIONS, ballot_view, render, script, stylesheet
 from pipeline.evaluation.study.ranks import rank_arrays
@@ -160,21 +160,22 @@ class _Site:
         rater = self._rater(token)
         progress, showings = self._progress(rater), self._study.showings[rater]
         slot = progress.next_slot
-        undo_url = f"/r/{token}/undo"
+        undo = {"undo_url": f"/r/{token}/undo", "undo_form": ""}
+        if progress.given:
+            last = max(progress.given)
+            undo["undo_form"] = self._links.form(rater, last, progress.revision_of(last))
         if slot >= len(showings):
             text = "All your ballots are given. You can close this page."
-            return _message(200, "That was all: thank you", text, undo_url=undo_url)
-        form = self._links.form(rater, slot, progress.next_revision.get(slot, 0))
+            return _message(200, "That was all: thank you", text, **undo)
+        form = self._links.form(rater, slot, progress.revision_of(slot))
         view = ballot_view(
             self._study, showings[slot], slot + 1, form, lambda picture: f"/r/{token}/pictures/{picture}.png"
         )
-        return HTMLResponse(render("ballot.html.j2", ballot=view, num_ballots=len(showings), undo_url=undo_url))
+        return HTMLResponse(render("ballot.html.j2", ballot=view, num_ballots=len(showings), **undo))
 
     def give(self, token: str, fields: Fields) -> Response:
         rater = self._rater(token)
-        form = self._links.read_form(fields.get("form", ""))
-        if form.rater != rater:
-            raise Refused("this form is another rater's")
+        form = self._own_form(rater, fields.get("form", ""))
         showing = self._study.showings[rater][form.slot]
         quality, match = (
             checked_ranks(showing, ranks_of_form(fields, question.name), question.name) for question in QUESTIONS
@@ -195,10 +196,11 @@ class _Site:
 
     def undo(self, token: str, fields: Fields) -> Response:
         rater = self._rater(token)
+        form = self._own_form(rater, fields.get("undo", ""))
         progress = self._progress(rater)
-        if progress.given:
-            last = max(progress.given)
-            self._box.withdraw(self._study.study_id, rater, last, progress.next_revision[last] - 1)
+        # The form names the ballot, so that a double click takes back one.
+        if progress.given and (form.slot, form.revision) == (max(progress.given), progress.revision_of(form.slot)):
+            self._box.withdraw(self._study.study_id, rater, form.slot, form.revision)
         return RedirectResponse(f"/r/{token}/ballot", 303)
 
     def picture(self, token: str, picture_id: str) -> Response:
@@ -211,17 +213,16 @@ class _Site:
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
         return Response(path.read_bytes(), media_type="image/png", headers=headers)
 
-    def admin(self, token: str, request: Request) -> Response:
+    def admin(self, token: str) -> Response:
         self._links.require_admin(token)
         ballots = self._box.all(self._study.study_id)
         given = Counter(ballot.rater for ballot in ballots)
-        base = str(request.base_url).rstrip("/")
         raters = [
             {
                 "number": rater + 1,
                 "num_given": given[rater],
                 "num_planned": len(showings),
-                "url": f"{base}/r/{self._links.rater(rater)}/",
+                "url": f"/r/{self._links.rater(rater)}/",
             }
             for rater, showings in enumerate(self._study.showings)
         ]
@@ -260,6 +261,12 @@ class _Site:
         rater = self._links.read_rater(token)
         require_rater(self._study, rater)
         return rater
+
+    def _own_form(self, rater: int, token: str) -> Form:
+        form = self._links.read_form(token)
+        if form.rater != rater:
+            raise Refused("this form is another rater's")
+        return form
 
     def _progress(self, rater: int) -> Progress:
         return self._box.progress(self._study.study_id, rater)
