@@ -26,6 +26,7 @@ from pipeline.gan.painting import (
 )
 from pipeline.paper_tables import PAGE_PATH, run_tables, show_tables
 from pipeline.study_cli import add_study
+from pipeline.submit_cli import add_submit
 from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
 from pipeline.text.encoders import CharCnnRnnEncoder, TextEncoder, load_text_encoder
 
@@ -235,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--captions", type=int, metavar="K", help="keep the first K of each picture (default all)")
     command.set_defaults(run=_import_embeddings)
     _add_tables(commands.add_parser("tables", help="train the systems of the paper's tables, and show their scores"))
+    add_submit(commands)
     add_study(commands.add_parser("study", help="let people rank the methods' pictures in the browser"))
     return parser
 

@@ -1,15 +1,20 @@
-"""Ray, only here: data-parallel work over shards, and training on several workers.
+"""Ray: data-parallel work over shards, and training on several workers.
 
 Without RAY_ADDRESS, Ray starts inside this process; with it, the work goes to that cluster. Ray listens on the
 machine's own address (it refuses loopback) and asks for a token, which it keeps in the home folder, by default.
+
+The machines of a cluster need not share a disk: see pipeline/carrying.py.
 """
 
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pipeline.carrying import FileCarrier, Luggage, Travelling, fetch, is_elsewhere, run_job, write_whole
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -34,15 +39,13 @@ def start(num_workers: int) -> None:
 
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {
-        "runtime_env": {"worker_process_setup_hook": quieten_logs},
-        "logging_level": logging.ERROR,
-    }
     if in_process:
         num_cpus = max(num_workers, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        where: dict[str, Any] = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
     else:
-        ray.init(**quiet)
+        where = {}
+    hook = quieten_logs if in_process else prepare_worker_elsewhere
+    ray.init(runtime_env={"worker_process_setup_hook": hook}, logging_level=logging.ERROR, **where)
 
 
 def quieten_logs() -> None:
@@ -50,6 +53,22 @@ def quieten_logs() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def prepare_worker_elsewhere() -> None:
+    """Quieten a worker of a cluster, and let torch.distributed talk over the network that Ray talks over.
+
+    Gloo and NCCL else ask what the machine's own name means, which on many is 127.0.0.1.
+    """
+    quieten_logs()
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(it.address == address for it in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
 def map_shards(
@@ -61,7 +80,7 @@ def map_shards(
 
     Args:
         work: a module's function; it must write its output under a temporary name, since it may run twice.
-        jobs: what it is called with.
+        jobs: what it is called with; see Travelling for files on a cluster.
         num_workers: how many tasks run at once.
         use_gpu: give each task a GPU.
 
@@ -75,7 +94,8 @@ def map_shards(
     from rich.progress import Progress
 
     start(num_workers)
-    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_retries=3)(work)
+    task = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_retries=3)(run_job)
+    files = FileCarrier() if "RAY_ADDRESS" in os.environ else None
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
     waiting = list(enumerate(jobs))[::-1]
@@ -86,10 +106,13 @@ def map_shards(
             while waiting or running:
                 while waiting and len(running) < num_workers:
                     index, job = waiting.pop()
-                    running[task.remote(job)] = index
+                    luggage = files.luggage_of(job) if files and isinstance(job, Travelling) else None
+                    running[task.options(name=work.__name__).remote(work, job, luggage)] = index
                 done, _ = ray.wait(list(running), num_returns=1)
                 index = running.pop(done[0])
-                results[index] = ray.get(done[0])
+                results[index], written = ray.get(done[0])
+                for path, content in written.items():
+                    write_whole(path, [content])
                 bar.advance(bar_task)
                 if not console.is_terminal:
                     logger.info("%s: shard %d of %d", work.__name__, len(results), len(jobs))
@@ -124,7 +147,34 @@ class Hardware(Protocol):
         ...
 
 
-def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> None:
+class Training(Protocol):
+    """What `fit` needs to know of a training."""
+
+    @property
+    def storage_dir(self) -> Path:
+        """A folder of its own that all workers see, unless there is a bucket."""
+        ...
+
+    @property
+    def bucket(self) -> str | None:
+        """In its place where machines share no disk: s3://bucket/prefix."""
+        ...
+
+    @property
+    def hardware(self) -> Hardware:
+        """How many workers, and on what."""
+        ...
+
+    @property
+    def reads(self) -> Sequence[Path]:
+        """Files and folders that `loop` reads."""
+        ...
+
+
+Beside = Callable[[str], AbstractContextManager[object]]
+
+
+def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None = None) -> None:
     """Run `loop` on every worker of a Ray Train group, with torch.distributed set up between them.
 
     A worker that dies takes the group down; the group is started again and `loop` continues from its own checkpoint.
@@ -133,8 +183,8 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
     Args:
         loop: takes no argument (see functools.partial), learns from torch.distributed how many workers there are, and
             keeps its state in its own checkpoints. One that ran to its end or failed runs again in the next call.
-        storage_dir: of this training; Ray keeps its own state in it, under its name.
-        hardware: how many workers, and on what.
+        training: Ray keeps its own state in its storage, under its name.
+        beside: what runs beside the loop, once on each machine other than this one, called with the machine's name.
 
     Raises:
         ValueError: raised by `loop`, and told at once; or more GPUs were asked for than there are.
@@ -146,14 +196,15 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
     import ray
     from ray.train import ControllerError, TrainingFailedError
 
+    hardware, name = training.hardware, training.storage_dir.name
     start(hardware.num_workers)
-    _check_gpus(hardware)
+    check_gpus(hardware)
     num_failures = 0
     while True:
         start(hardware.num_workers)
         _say_if_too_few(hardware)
         try:
-            _trainer(loop, storage_dir, hardware).fit()
+            _trainer(loop, training, beside).fit()
             return
         except TrainingFailedError as error:
             # A worker that dies while its group starts is a failure of Ray Train's controller, which may leave the
@@ -161,7 +212,7 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
             if isinstance(error, ControllerError):
                 ray.shutdown()
             if _waits_for_cluster(error):
-                logger.warning("Ray has no room for %s yet; waiting for its cluster to grow", storage_dir.name)
+                logger.warning("Ray has no room for %s yet; waiting for its cluster to grow", name)
                 continue
             own_error = _own_error(error)
             num_failures += 1
@@ -169,12 +220,16 @@ def fit(loop: Callable[[], None], *, storage_dir: Path, hardware: Hardware) -> N
                 raise own_error or error from None
             logger.warning(
                 "try %d of %d of %s failed: %s; starting its workers again",
-                num_failures, 1 + hardware.max_failures, storage_dir.name, _reason(error),
+                num_failures, 1 + hardware.max_failures, name, _reason(error),
             )  # fmt: skip
 
 
-def _check_gpus(hardware: Hardware) -> None:
-    """Refuse to train on GPUs that there are not, and say how many lie idle."""
+def check_gpus(hardware: Hardware) -> None:
+    """Say how many GPUs lie idle.
+
+    Raises:
+        ValueError: fewer are there than are asked for.
+    """
     import ray
 
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -200,7 +255,7 @@ def _say_if_too_few(hardware: Hardware) -> None:
         )  # fmt: skip
 
 
-def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) -> "TorchTrainer":
+def _trainer(loop: Callable[[], None], training: Training, beside: Beside | None) -> "TorchTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -213,22 +268,25 @@ def _trainer(loop: Callable[[], None], storage_dir: Path, hardware: Hardware) ->
                 return callbacks
             return [it for it in callbacks if type(it).__name__ != "PlacementGroupCleanerCallback"]
 
+    hardware = training.hardware
     fewest, most = hardware.fewest_workers, hardware.num_workers
+    luggage = FileCarrier().luggage(training.reads) if "RAY_ADDRESS" in os.environ else None
     return Trainer(
-        partial(_work, loop, most),
+        partial(_work, loop, most, luggage, beside),
         torch_config=TorchConfig(backend="nccl" if hardware.use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=most if fewest == most else (fewest, most), use_gpu=hardware.use_gpu),
         run_config=RunConfig(
-            name=storage_dir.name,
-            storage_path=str(storage_dir / "ray"),
+            name=training.storage_dir.name,
+            storage_path=f"{training.bucket or training.storage_dir}/ray",
             # `fit` alone tries again; only from a machine that its cloud takes back, Ray moves away by itself.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
 
 
-def _work(loop: Callable[[], None], num_asked: int) -> None:
+def _work(loop: Callable[[], None], num_asked: int, luggage: Luggage | None, beside: Beside | None) -> None:
     """Run `loop` in a worker; the first one says so where they are fewer than asked for."""
+    import ray
     from ray.train import get_context
 
     num_workers = get_context().get_world_size()
@@ -237,7 +295,13 @@ def _work(loop: Callable[[], None], num_asked: int) -> None:
             "training on %d of %d workers asked for: Ray has room for no more; add machines or lower num_workers",
             num_workers, num_asked,
         )  # fmt: skip
-    loop()
+    observed: AbstractContextManager[object] = nullcontext()
+    if luggage and is_elsewhere(luggage):
+        fetch(luggage)
+        if beside and get_context().get_local_rank() == 0:
+            observed = beside(ray.util.get_node_ip_address())
+    with observed:
+        loop()
 
 
 def _own_error(error: BaseException) -> ValueError | FloatingPointError | OSError | None:

@@ -12,11 +12,14 @@ import json
 import logging
 import os
 import re
+import secrets
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,16 +37,30 @@ SYSTEM_METRICS_SEC = 10  # from one sample of the machine's load to the next
 
 def run_stage(main: Callable[..., None]) -> None:
     """Call a stage's `main` with the paths of the command line; people's mistakes end it in one line, status 1."""
+    run_program(lambda: main(*(Path(argument).absolute() for argument in sys.argv[1:])))
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Call `main` with our logging; people's mistakes end it in one line, status 1, and SIGTERM as Ctrl-C does."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to stop a job: its run is to be closed
     try:
-        main(*(Path(argument).absolute() for argument in sys.argv[1:]))
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def storage_root() -> Path:
-    """Return $RUN_STORAGE, or runs/ of the repository (of the one that a queued DVC experiment was copied from)."""
+    """Return $RUN_STORAGE, or runs/ of the repository (of the one that a queued DVC experiment was copied from).
+
+    Where $RUN_STORAGE is a bucket (see `storage_bucket`), a folder of this machine stands before it.
+    """
+    if bucket := storage_bucket():
+        name = hashlib.sha256(bucket.encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"stackgan-{os.getuid()}" / name
     if place := os.environ.get("RUN_STORAGE"):
         return Path(place).absolute()
     here = Path.cwd()
@@ -52,9 +69,47 @@ def storage_root() -> Path:
     return here / "runs"
 
 
+def storage_bucket() -> str | None:
+    """Return $RUN_STORAGE where that is no folder but a URL such as s3://bucket/prefix."""
+    place = os.environ.get("RUN_STORAGE", "")
+    return place.rstrip("/") if "://" in place else None
+
+
 def tracking_uri() -> str:
-    """Return $MLFLOW_TRACKING_URI, or the SQLite file in the storage root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage_root() / 'mlflow.db'}"
+    """Return $MLFLOW_TRACKING_URI, or the SQLite file in the storage root.
+
+    Raises:
+        ValueError: the storage is a bucket, which cannot hold such a file.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if bucket := storage_bucket():
+        raise ValueError(f"RUN_STORAGE is {bucket}, where MLflow cannot write: set MLFLOW_TRACKING_URI to a server")
+    return f"sqlite:///{storage_root() / 'mlflow.db'}"
+
+
+def require_server() -> None:
+    """Ask the tracking server one question, with little patience.
+
+    Raises:
+        ValueError: it does not answer, or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in patience}
+    os.environ |= patience
+    try:
+        MlflowClient(tracking_uri()).search_experiments(max_results=1)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"MLflow at {tracking_uri()} does not serve us ({reason}); see MLFLOW_TRACKING_URI") from None
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +242,16 @@ class StageRun:
 
         return MlflowClient(self.uri)
 
+    @property
+    def bucket(self) -> str | None:
+        """Return where its checkpoints are kept in place of its folder, where the storage is a bucket."""
+        bucket = storage_bucket()
+        return bucket and f"{bucket}/{self._storage_dir.name}"
+
+    def node_metrics(self, node: str) -> AbstractContextManager[None]:
+        """Log the load of the machine that this is called on as `system/<node>/...`."""
+        return _system_metrics(self, node)
+
     def for_rank(self, rank: int) -> "StageRun | NullRun":
         """Return this run on rank zero, and one that records nothing elsewhere."""
         return self if rank == 0 else NullRun()
@@ -255,6 +320,7 @@ class StageRun:
 @contextmanager
 def stage_run(stage: str) -> Generator[StageRun]:
     """Open the MLflow run of a stage, or continue its unfinished one, and close it with the outputs."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     node = read_stage_node(stage)
     run = _open_run(node, input_hashes(node))
     try:
@@ -268,7 +334,7 @@ def stage_run(stage: str) -> Generator[StageRun]:
 
 
 @contextmanager
-def _system_metrics(run: StageRun) -> Generator[None]:
+def _system_metrics(run: StageRun, node: str | None = None) -> Generator[None]:
     """Log the load of this machine (CPU, memory, GPU) as `system/...`; a continued run's samples go on in number."""
     logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of each start and end
     monitor = None
@@ -276,7 +342,11 @@ def _system_metrics(run: StageRun) -> Generator[None]:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         monitor = SystemMetricsMonitor(
-            run.run_id, sampling_interval=SYSTEM_METRICS_SEC, resume_logging=True, tracking_uri=run.uri
+            run.run_id,
+            sampling_interval=SYSTEM_METRICS_SEC,
+            resume_logging=True,
+            node_id=node and re.sub(r"[^\w.-]", "_", node),  # MLflow takes no colon of an IPv6 address
+            tracking_uri=run.uri,
         )
         monitor.start()
     except Exception as error:  # of any kind: it reads counters that a container may hide; no stage fails for that
@@ -310,7 +380,7 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
         logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
     else:
         tags = {"stage": node.name, "dataset": node.dataset, "fingerprint": mark, **source}
-        run_id = client.create_run(experiment_id, tags=tags, run_name=node.name).info.run_id
+        run_id = _created_once(client, experiment_id, tags, node.name)
         flat = [(f"{section}.{key}", value) for section, keys in node.params.items() for key, value in keys.items()]
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])
     for dep, upstream in node.upstream.items():
@@ -320,6 +390,16 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
     code = source.get("mlflow.source.git.commit", "") + changes
     provenance: dict[str, object] = {"fingerprint": mark, "code": code, "inputs": dict(inputs)}
     return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}", provenance)
+
+
+def _created_once(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str], name: str) -> str:
+    """Create a run; where a lost answer made MLflow's client ask twice, the other one is deleted."""
+    mark = {"creation": secrets.token_hex(8)}
+    run_id = client.create_run(experiment_id, tags={**tags, **mark}, run_name=name).info.run_id
+    for twin in client.search_runs([experiment_id], f"tags.creation = '{mark['creation']}'"):
+        if twin.info.run_id != run_id:
+            client.delete_run(twin.info.run_id)
+    return run_id
 
 
 def experiment_name(dataset: str) -> str:
@@ -347,14 +427,20 @@ def _experiment_id(client: "MlflowClient", dataset: str) -> str:
 def _source_tags(node: StageNode) -> dict[str, str]:
     """Return where the code came from: the commit, how many files differ from it, and DVC's name for an experiment."""
     tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode == 0:
-        others = [f":(exclude){path}" for path in (*node.outs, *node.reports)]  # DVC deletes a stage's outputs first
-        status = ["git", "status", "--porcelain", "-uno", "--", ".", *others]
-        changed = subprocess.run(status, capture_output=True, text=True, check=False)
-        tags["mlflow.source.git.commit"] = head.stdout.strip()
-        tags["git_changed_files"] = str(len(changed.stdout.splitlines()))
+    sent = os.environ.get("STACKGAN_GIT")  # a submitted tree comes without its repository
+    tags |= json.loads(sent) if sent else git_tags((*node.outs, *node.reports))  # outputs: DVC deletes them first
     return {key: value for key, value in tags.items() if value}
+
+
+def git_tags(others: Sequence[str] = ()) -> dict[str, str]:
+    """Return the commit and how many files, `others` left out, differ from it; nothing outside of git."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode != 0:
+        return {}
+    status = ["git", "status", "--porcelain", "-uno", "--", ".", *(f":(exclude){path}" for path in others)]
+    changed = subprocess.run(status, capture_output=True, text=True, check=False)
+    changes = str(len(changed.stdout.splitlines()))
+    return {"mlflow.source.git.commit": head.stdout.strip(), "git_changed_files": changes}
 
 
 def _writer_of(client: "MlflowClient", experiment_id: str, dep: str, sha256: str) -> str | None:

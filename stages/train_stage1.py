@@ -18,10 +18,10 @@ def main(crops_dir: Path, embeddings_dir: Path, models_dir: Path, *report_paths:
     with stage_run("train_stage1") as run:
         job = TrainingJob(
             stage_number=1, crops_dir=crops_dir, embeddings_dir=embeddings_dir, stage1_dir=None,
-            storage_dir=run.claim_storage(), gan=stage1_part(gan), train=train_params, hardware=hardware,
-            provenance=run.provenance,
+            storage_dir=run.claim_storage(), bucket=run.bucket, gan=stage1_part(gan), train=train_params,
+            hardware=hardware, provenance=run.provenance,
         )  # fmt: skip
-        fit(partial(train, job, run.for_rank), storage_dir=job.storage_dir, hardware=hardware)
+        fit(partial(train, job, run.for_rank), job, beside=run.node_metrics)
         export(job, models_dir, *report_paths)
         run.log_artifact(models_dir, "stage1")
 

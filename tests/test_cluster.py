@@ -32,6 +32,14 @@ class Group:
     max_failures: int = 1
 
 
+@dataclass(frozen=True)
+class Training:
+    storage_dir: Path
+    hardware: Group
+    bucket: str | None = None
+    reads: tuple[Path, ...] = ()
+
+
 PAIR = Group()
 ALONE = Group(num_workers=1, fewest_workers=1)
 
@@ -102,7 +110,7 @@ def test_when_a_mistake_is_told_no_task_is_writing_any_more(tmp_path: Path) -> N
 def test_more_gpus_than_there_are_is_refused_before_anything_starts(tmp_path: Path) -> None:
     gpus = Group(num_workers=65, fewest_workers=64, use_gpu=True)
     with pytest.raises(ValueError, match=r"min_workers ask for 64 GPUs and Ray sees \d+; lower them, or use"):
-        fit(lambda: None, storage_dir=tmp_path, hardware=gpus)
+        fit(lambda: None, Training(tmp_path, gpus))
 
 
 class DiesOnArrival:
@@ -136,7 +144,7 @@ def num_runs(folder: Path, rank: int = 0) -> int:
 def test_a_worker_killed_while_its_group_starts_is_started_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fit(DiesOnArrival(tmp_path / "mark"), storage_dir=tmp_path / "training", hardware=PAIR)
+    fit(DiesOnArrival(tmp_path / "mark"), Training(tmp_path / "training", PAIR))
     assert (tmp_path / "mark").exists()
     assert "try 1 of 2 of training failed: a starting worker died" in caplog.text
 
@@ -150,7 +158,7 @@ def test_a_killed_training_worker_is_started_again(tmp_path: Path, caplog: pytes
         (tmp_path / f"done_{dist.get_rank()}").write_text("done")
         dist.barrier()
 
-    fit(loop, storage_dir=tmp_path / "training", hardware=PAIR)
+    fit(loop, Training(tmp_path / "training", PAIR))
     assert (tmp_path / "done_0").exists() and (tmp_path / "done_1").exists()
     assert num_runs(tmp_path, rank=1) == 2
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.cluster"]
@@ -165,7 +173,7 @@ def test_a_worker_that_dies_in_the_last_try_is_told(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(TrainingFailedError):
-        fit(loop, storage_dir=tmp_path / "training", hardware=replace(ALONE, max_failures=0))
+        fit(loop, Training(tmp_path / "training", replace(ALONE, max_failures=0)))
     assert num_runs(tmp_path) == 1
 
 
@@ -177,7 +185,7 @@ def test_a_mistake_of_one_worker_is_told_at_once_in_its_own_words(tmp_path: Path
         dist.barrier()
 
     with pytest.raises(ValueError, match=r"^batch_size 7 is odd$"):
-        fit(loop, storage_dir=tmp_path / "training", hardware=PAIR)
+        fit(loop, Training(tmp_path / "training", PAIR))
     assert num_runs(tmp_path, rank=1) == 1
 
 
@@ -191,9 +199,9 @@ def test_a_lost_connection_is_tried_again_a_full_disk_is_told_at_once_and_the_na
 
     thrice = replace(ALONE, max_failures=2)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
-        fit(loop, storage_dir=tmp_path / "training", hardware=thrice)
+        fit(loop, Training(tmp_path / "training", thrice))
     assert num_runs(tmp_path) == 2
-    fit(loop, storage_dir=tmp_path / "training", hardware=thrice)
+    fit(loop, Training(tmp_path / "training", thrice))
     assert num_runs(tmp_path) == 3
 
 
@@ -223,7 +231,7 @@ def train_on_a_small_cluster(folder: Path) -> None:
     logging.getLogger("pipeline.cluster").addHandler(Grow())
     for name, loop, fewest_workers in (("content", content_loop, 1), ("patient", patient_loop, 2)):
         print(f"{name}:", flush=True)
-        fit(loop, storage_dir=folder / name, hardware=Group(fewest_workers=fewest_workers, max_failures=0))
+        fit(loop, Training(folder / name, Group(fewest_workers=fewest_workers, max_failures=0)))
     ray.shutdown()
     cluster.shutdown()
 

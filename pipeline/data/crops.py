@@ -36,6 +36,16 @@ class CropJob:
     min_object_area: float
     on_bad_image: OnBadImage
 
+    @property
+    def reads(self) -> list[Path]:
+        """List the pictures."""
+        return [record.image_path for record in self.records]
+
+    @property
+    def writes(self) -> list[Path]:
+        """List the shard."""
+        return [self.shard_path]
+
 
 class ShardCrops(NamedTuple):
     """What became of one shard's pictures."""

@@ -31,6 +31,12 @@ class JudgeJob:
     text_encoder_dir: Path
     batch_size: int
     device: str
+    writes: tuple[Path, ...] = ()
+
+    @property
+    def reads(self) -> list[Path]:
+        """List the pictures' shard and the networks' snapshots."""
+        return [*self.part.reads, self.classifier_dir, self.text_encoder_dir]
 
 
 class Judged(NamedTuple):

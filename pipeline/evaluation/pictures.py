@@ -30,6 +30,11 @@ class ShardPart:
     stored_size: int
     image_size: int
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """List the shard."""
+        return (self.path,)
+
     def load(self) -> Images:
         """Map the pictures: (count, image_size, image_size, 3) uint8."""
         margin = (self.stored_size - self.image_size) // 2
@@ -45,6 +50,7 @@ class NoisePart:
     count: int
     image_size: int
     seed: int
+    reads: tuple[Path, ...] = ()
 
     def load(self) -> Images:
         """Draw the pictures: (count, image_size, image_size, 3) uint8."""

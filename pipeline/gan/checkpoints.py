@@ -8,7 +8,8 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from pipeline.data.files import file_sha256, replaced_folder
 
 CONTRACT = "checkpoint/v2"
 HISTORY, STATE = FILES = ("history.json", "state.safetensors")
+PUBLISH_SEC, PUBLISH_AGAIN_SEC = 600, 5  # how long the last checkpoint waits for a storage that refuses, and how often
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +44,29 @@ class CheckpointWriter:
     As a context manager it waits at the end; an exception under way goes on as it is.
     """
 
-    def __init__(self, folder: Path, *, params: Mapping[str, object], num_kept: int = 2):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        params: Mapping[str, object],
+        num_kept: int = 2,
+        publish: Callable[[Path], None] | None = None,
+    ):
         """Write to `folder`.
 
         Args:
             folder: of one training (one stage and fingerprint); nobody else writes to it.
             params: JSON values that a checkpoint may only be resumed with (see `latest_checkpoint`).
             num_kept: how many of the newest checkpoints stay.
+            publish: called with the folder of each whole checkpoint, to copy it elsewhere (see pipeline.gan.mirror);
+                an OSError of it is said in a warning, and for the last checkpoint it is tried again for a while.
         """
         assert num_kept >= 1
         self._folder = folder
         self._params = params
         self._num_kept = num_kept
+        self._publish = publish
+        self._unpublished: Path | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -76,14 +89,30 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when what was handed over is on the disk.
+        """Return when what was handed over is on the disk, and published.
 
         Raises:
-            OSError: the last checkpoint could not be written.
+            OSError: the last checkpoint could not be written, or not be published in PUBLISH_SEC.
         """
         self._join()
         if self._error is not None:
             raise self._error
+        deadline = time.monotonic() + PUBLISH_SEC
+        while self._unpublished is not None:
+            target = self._unpublished
+            try:
+                self._publish_now(target)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise
+                logger.warning("could not copy %s to the storage: %s; trying again", target.name, error)
+                time.sleep(PUBLISH_AGAIN_SEC)
+
+    def _publish_now(self, target: Path) -> None:
+        if self._publish is not None:
+            self._unpublished = target
+            self._publish(target)
+            self._unpublished = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +134,10 @@ class CheckpointWriter:
         try:
             target = _write_files(self._folder, state, about, history_text)
             _prune(target, self._num_kept)
+            try:
+                self._publish_now(target)
+            except OSError as error:
+                logger.warning("could not copy %s to the storage: %s; training goes on", target.name, error)
         except Exception as error:  # whatever it is: raised in the thread, nobody would hear of it
             self._error = error
             newest = newest_whole(self._folder)
@@ -161,16 +194,20 @@ def checkpoint_dirs(folder: Path) -> list[Path]:
 
 def newest_whole(folder: Path) -> Path | None:
     """Return the newest checkpoint whose files are what its manifest says, or None; those skipped are said aloud."""
-    for checkpoint_dir in checkpoint_dirs(folder):
-        try:
-            for name, sha256 in _read_manifest(checkpoint_dir)["sha256"].items():
-                path = checkpoint_dir / name
-                if not path.is_file() or file_sha256(path) != sha256:
-                    raise ValueError(f"{name} is missing or altered")
-            return checkpoint_dir
-        except (ValueError, OSError) as error:
-            logger.warning("skipping the checkpoint %s: %s; using the one before it", checkpoint_dir, error)
-    return None
+    return next(filter(is_whole, checkpoint_dirs(folder)), None)
+
+
+def is_whole(checkpoint_dir: Path) -> bool:
+    """Return whether a checkpoint's files are what its manifest says; what is wrong with them is said aloud."""
+    try:
+        for name, sha256 in _read_manifest(checkpoint_dir)["sha256"].items():
+            path = checkpoint_dir / name
+            if not path.is_file() or file_sha256(path) != sha256:
+                raise ValueError(f"{name} is missing or altered")
+    except (ValueError, OSError) as error:
+        logger.warning("skipping the checkpoint %s: %s; using the one before it", checkpoint_dir, error)
+        return False
+    return True
 
 
 def latest_checkpoint(folder: Path, params: Mapping[str, object] | None = None) -> Checkpoint | None:

@@ -17,8 +17,9 @@ from pipeline.gan.memory import free_bytes, require_fitting, step_memory
 from pipeline.gan.stages import Stage, new_stage
 from pipeline.gan.synchronised_norm import synchronise
 from pipeline.gan.trainer import Trainer
-from pipeline.gan.workers import num_workers
+from pipeline.gan.workers import num_workers, rank
 from pipeline.params import GanParams, HardwareParams, TrainParams
+from pipeline.storage import Store
 
 # What may differ between a checkpoint and the training that goes on from it: how long, and what is kept on the way.
 FREE_PARAMS = ("num_epochs", "checkpoint_every_epochs", "sample_every_epochs")
@@ -46,16 +47,23 @@ class TrainingJob:
     crops_dir: Path
     embeddings_dir: Path
     stage1_dir: Path | None  # Stage-II: the snapshots of the frozen Stage-I
-    storage_dir: Path
+    storage_dir: Path  # checkpoints and grids
     gan: GanParams
     train: TrainParams
     hardware: HardwareParams
     provenance: Mapping[str, object]  # code version and hashes of what it reads, for the checkpoints' manifests
+    bucket: str | None = None  # s3://..., where checkpoints are kept if storage_dir is a machine's own disk
 
     @property
     def section(self) -> str:
         """Return its section of params.yaml."""
         return f"train_stage{self.stage_number}"
+
+    @property
+    def reads(self) -> list[Path]:
+        """List the files and folders that a worker reads."""
+        own = [self.crops_dir / "images.parquet", self.crops_dir / "train", self.embeddings_dir]
+        return own if self.stage1_dir is None else [*own, self.stage1_dir]
 
     @property
     def has_nothing_to_train(self) -> bool:
@@ -97,6 +105,8 @@ def require_possible(job: TrainingJob) -> None:
         raise ValueError(
             f"{job.storage_dir} cannot be written ({error.strerror}); set RUN_STORAGE to a folder that can"
         ) from None
+    if job.bucket and rank() == 0:
+        Store(job.bucket).require_writable()
 
 
 def new_stage_for(job: TrainingJob) -> Stage:

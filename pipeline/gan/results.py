@@ -10,6 +10,7 @@ from pipeline.data.files import replaced_file, write_json
 from pipeline.gan.checkpoints import latest_checkpoint
 from pipeline.gan.guards import warnings_of
 from pipeline.gan.job import TrainingJob, binding_params, new_stage_for, new_trainer
+from pipeline.gan.mirror import Mirror
 from pipeline.gan.trainer import LOSSES
 
 CURVES = ("step", "epoch", *LOSSES, "learning_rate")
@@ -30,6 +31,8 @@ def export(job: TrainingJob, models_dir: Path, report_path: Path, curves_path: P
         _write_curves(curves_path, [])
         write_json(report_path, {"stage": 2, "num_steps": 0, "note": "one stage (gan.stage2_size: none)"})
         return
+    if job.bucket:
+        Mirror(job.bucket).fetch(job.storage_dir)
     checkpoint = latest_checkpoint(job.storage_dir, binding_params(job))
     if checkpoint is None:
         raise ValueError(f"{job.storage_dir} holds no whole checkpoint; rerun the training")

@@ -7,6 +7,7 @@ and order, noise and augmentation are functions of (seed, step): a training that
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from pipeline.gan.job import (
     require_memory,
     require_possible,
 )
+from pipeline.gan.mirror import Mirror
 from pipeline.gan.progress import EpochClock, Progress, paint_grid
 from pipeline.gan.trainer import LOSSES, Trainer, autocast_dtype
 from pipeline.gan.workers import averaged, num_workers, rank, values_of_all
@@ -89,7 +91,10 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
             f"continuing after step {step}" if step else "from the start",
         )  # fmt: skip
 
-    with CheckpointWriter(job.storage_dir, params=binding_params(job), num_kept=NUM_CHECKPOINTS_KEPT) as writer:
+    publish = partial(Mirror(job.bucket).push, num_kept=NUM_CHECKPOINTS_KEPT) if job.bucket else None
+    with CheckpointWriter(
+        job.storage_dir, params=binding_params(job), num_kept=NUM_CHECKPOINTS_KEPT, publish=publish
+    ) as writer:
         while step < num_steps:
             # Train one epoch.
             epoch = step // source.steps_per_epoch
@@ -131,12 +136,15 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
 
 def _resume(trainer: Trainer, job: TrainingJob) -> tuple[int, list[dict[str, float]]]:
     """Load the newest whole checkpoint into every worker; return its step and history, or 0 and none."""
+    if job.bucket:
+        Mirror(job.bucket).fetch(job.storage_dir)
     checkpoint = latest_checkpoint(job.storage_dir, binding_params(job))
     step = checkpoint.step if checkpoint else 0
     steps = values_of_all(step)
     if len(steps) > 1:
         raise ValueError(
-            f"{job.storage_dir}: the workers see checkpoints of steps {sorted(steps)}; is it a shared folder?"
+            f"{job.storage_dir}: the workers see checkpoints of steps {sorted(steps)}; is it a "
+            "folder that all machines share? Set RUN_STORAGE to one, or to s3://bucket/prefix"
         )
     if checkpoint is None:
         return 0, []

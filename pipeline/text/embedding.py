@@ -39,6 +39,12 @@ class EmbeddingJob:
     captions: tuple[str, ...]
     batch_size: int
     device: str
+    writes: tuple[Path, ...] = ()
+
+    @property
+    def reads(self) -> list[Path]:
+        """List the encoder's snapshot."""
+        return [self.encoder_dir]
 
 
 class JobResult(NamedTuple):
