@@ -25,6 +25,7 @@ from pipeline.gan.painting import (
     write_pictures,
 )
 from pipeline.paper_tables import PAGE_PATH, run_tables, show_tables
+from pipeline.registry import register
 from pipeline.study_cli import add_study
 from pipeline.submit_cli import add_submit
 from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
@@ -191,6 +192,10 @@ def _import_embeddings(arguments: argparse.Namespace) -> Iterable[str]:
     ]
 
 
+def _register(arguments: argparse.Namespace) -> Iterable[str]:
+    return [register(arguments.models)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stackgan", description="Pictures from sentences with StackGAN.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -235,6 +240,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--captions", type=int, metavar="K", help="keep the first K of each picture (default all)")
     command.set_defaults(run=_import_embeddings)
+    command = commands.add_parser("register", help="register the trained models in MLflow, for `mlflow models serve`")
+    command.add_argument(
+        "--models", type=Path, default=Path("models"), metavar="DIR", help="folder of the snapshots (default models)"
+    )
+    command.set_defaults(run=_register)
     _add_tables(commands.add_parser("tables", help="train the systems of the paper's tables, and show their scores"))
     add_submit(commands)
     add_study(commands.add_parser("study", help="let people rank the methods' pictures in the browser"))

@@ -8,6 +8,7 @@ The machines of a cluster need not share a disk: see pipeline/carrying.py.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -45,7 +46,9 @@ def start(num_workers: int) -> None:
     else:
         where = {}
     hook = quieten_logs if in_process else prepare_worker_elsewhere
+    on_stop = signal.getsignal(signal.SIGTERM)
     ray.init(runtime_env={"worker_process_setup_hook": hook}, logging_level=logging.ERROR, **where)
+    signal.signal(signal.SIGTERM, on_stop)  # Ray's own prints a stack and ends the process where it stands
 
 
 def quieten_logs() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline.cluster import check_gpus, start
 from pipeline.handover import line_of, packed, stages_of, unpack
 from pipeline.params import HardwareParams, load_params
+from pipeline.registry import register
 from pipeline.storage import Store
 from pipeline.tracking import require_server, run_program, storage_bucket, storage_root
 
@@ -50,6 +51,8 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         _dvc("repro", "--pull", "--allow-missing", *alone, stage)
         _dvc("push", "--quiet", *(targets or (stage,)))
         progress.write(PROGRESS, packed(workspace))
+    if not targets:
+        logger.info("registered as %s", register(workspace / "models"))
     print(line_of(packed(workspace)), flush=True)
     shutil.rmtree(workspace)
 

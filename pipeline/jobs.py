@@ -66,7 +66,7 @@ class JobServer:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("ray", "ray.dashboard.modules.job.sdk"):
+        for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # Ray reads it otherwise than git, who chose what is sent
         try:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
@@ -385,7 +386,7 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat])
     for dep, upstream in node.upstream.items():
         if writer := _writer_of(client, experiment_id, dep, inputs[dep]):
-            client.set_tag(run_id, f"upstream.{upstream}", writer)
+            client.set_tag(run_id, f"upstream.{upstream}", writer.info.run_id)
     changes = "+changes" if source.get("git_changed_files", "0") != "0" else ""
     code = source.get("mlflow.source.git.commit", "") + changes
     provenance: dict[str, object] = {"fingerprint": mark, "code": code, "inputs": dict(inputs)}
@@ -443,11 +444,16 @@ def git_tags(others: Sequence[str] = ()) -> dict[str, str]:
     return {"mlflow.source.git.commit": head.stdout.strip(), "git_changed_files": changes}
 
 
-def _writer_of(client: "MlflowClient", experiment_id: str, dep: str, sha256: str) -> str | None:
-    """Return the latest run that wrote these bytes to `dep`."""
+def writer_of(client: "MlflowClient", dataset: str, path: str, sha256: str) -> "Run | None":
+    """Return the latest finished run of a data set that wrote these bytes to `path`, an output of dvc.yaml."""
+    experiment = client.get_experiment_by_name(experiment_name(dataset))
+    return _writer_of(client, experiment.experiment_id, path, sha256) if experiment else None
+
+
+def _writer_of(client: "MlflowClient", experiment_id: str, dep: str, sha256: str) -> "Run | None":
     query = f"tags.`output.{dep}` = '{sha256}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
-    return runs[0].info.run_id if runs else None
+    return runs[0] if runs else None
 
 
 def _log_outputs(run: StageRun) -> None:

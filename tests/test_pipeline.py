@@ -4,97 +4,25 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline.evaluation.study.ballots import BallotBox
 from pipeline.evaluation.study.files import read_key, read_study
 from pipeline.gan.checkpoints import checkpoint_dirs
+from tests.repository import Repository, wait_for
 from tests.study_data import ballots_of
 
 ROOT = Path(__file__).parent.parent
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-HUMAN_RANK = ("prepare_human_study", "evaluate_human_rank")
 DEADLINE_SEC = 300
-
-
-class Repository:
-    """A copy of this repository at size=tiny, a git and DVC repository of its own."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "RAY_"))}
-        self.env.pop("RUN_STORAGE", None)
-        self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
-        self.env["PYTHONPATH"] = str(folder)  # Ray's workers import the copy too
-        listed = self.run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
-        for name in listed.splitlines():
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        self.run("git", "init", "--quiet")
-        self.run("git", "add", "--all")
-        author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-        self.run("git", *author, "commit", "--quiet", "--message", "copy")
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@example.org")
-
-    def run(self, *command: str, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command, cwd=cwd or self.folder, env=self.env, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode != 0) == fails, (
-            f"{command}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        )
-        return done
-
-    def change(self, section: str, **values: object) -> None:
-        path = self.folder / "params.yaml"
-        document = yaml.safe_load(path.read_text())
-        document[section] |= values
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
-
-    def changed_stages(self) -> set[str]:
-        """Return the stages that `dvc status` would run again for a change of params or inputs."""
-        return set(json.loads(self.run("dvc", "status", "--json").stdout))
-
-    def start(self, *command: str, log_path: Path) -> subprocess.Popen[bytes]:
-        with log_path.open("wb") as log:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(f"sqlite:///{self.folder}/runs/mlflow.db")
-
-    def runs(self, stage: str) -> list[Run]:
-        """Return the stage's MLflow runs, the newest first."""
-        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        return list(
-            self.client.search_runs(experiments, f"tags.stage = '{stage}'", order_by=["attributes.start_time DESC"])
-        )
-
-    def epochs_logged(self, run: Run) -> list[int]:
-        return [int(metric.value) for metric in self.client.get_metric_history(run.info.run_id, "epoch")]
-
-
-def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], log_path: Path) -> None:
-    """Look again and again until `what` holds; fail where the process ends or the deadline passes first."""
-    deadline = time.monotonic() + DEADLINE_SEC
-    while not what():
-        assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()[-4000:]
-        os.sched_yield()
+HUMAN_RANK = ("prepare_human_study", "evaluate_human_rank")
 
 
 @pytest.fixture(scope="module")
