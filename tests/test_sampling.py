@@ -1,6 +1,5 @@
-"""Sampling: a picture is a function of its caption and seed; samples/ holds the same captions for every method."""
+"""Sampling: a picture is a function of its caption and seed."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.shards import ImageShards
-from pipeline.data.tables import EncoderId, read_table
+from pipeline.data.tables import EncoderId
 from pipeline.gan.job import new_stage_for
-from pipeline.gan.sampling import captioned_grid, generate_samples, noise_for, paint, to_uint8
+from pipeline.gan.sampling import captioned_grid, noise_for, paint, to_uint8
 from pipeline.gan.stages import Stage, load_stage, load_stage1_within, new_stage
-from tests.gan_data import ARCHITECTURE, CAPTIONS_PER_IMAGE, EMBEDDING_DIM, training_job, write_training_set
+from tests.gan_data import ARCHITECTURE, EMBEDDING_DIM, training_job, write_training_set
 
-VARIED = {"num_varied_captions": 3, "variations_per_caption": 2}
 TEXTS = torch.randn(5, EMBEDDING_DIM, generator=torch.Generator().manual_seed(0))
 
 
@@ -91,75 +88,3 @@ def test_a_grid_has_a_row_a_caption() -> None:
     images = np.zeros((3, 4, 64, 64, 3), np.uint8)
     grid = captioned_grid(images, ["one", "a rather long caption " * 6, "three"])
     assert isinstance(grid, Image.Image) and grid.size == (260 + 4 * 132 + 4, 3 * 132 + 4)
-
-
-def test_samples_hold_the_same_captions_and_seeds_for_every_method(tmp_path: Path) -> None:
-    write_training_set(tmp_path)
-    new_stage(1, ARCHITECTURE, seed=0).save(tmp_path / "stage1")
-    new_stage(2, ARCHITECTURE, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
-    arguments = {
-        "stage1_dir": tmp_path / "stage1",
-        "stage2_dir": tmp_path / "stage2",
-        "crops_dir": tmp_path / "crops",
-        "embeddings_dir": tmp_path / "embeddings",
-    }
-    generate_samples(**arguments, out_dir=tmp_path / "samples", captions_per_image=2, **VARIED, batch_size=5, seed=1)
-    rows = read_table(tmp_path / "samples" / "samples.parquet", "samples/v1").to_pylist()
-    methods = {row["method"] for row in rows}
-    assert methods == {"untrained", "stage1", "stackgan"} and len(rows) == 3 * 6 * 2
-    keys = {name: [(r["caption"], r["seed"], r["class_id"]) for r in rows if r["method"] == name] for name in methods}
-    assert keys["untrained"] == keys["stage1"] == keys["stackgan"]
-    assert len({seed for _, seed, _ in keys["stackgan"]}) == 12
-    assert len(ImageShards(tmp_path / "samples" / "stage1", 64)) == 12
-    assert len(ImageShards(tmp_path / "samples" / "stackgan", 256)) == 12
-    assert (tmp_path / "samples" / "grid_stackgan.png").is_file()
-
-    gallery_dir = tmp_path / "samples" / "gallery"
-    shown = json.loads((gallery_dir / "captions.json").read_text())["captions"]
-    place = {row["caption"]: index for index, row in enumerate(row for row in rows if row["method"] == "stackgan")}
-    places = [place[row["caption"]] for row in shown]
-    assert len(shown) == 8 and places == sorted(places) and (places[0], places[-1]) == (0, 11)
-    for method, size in (("untrained", 256), ("stage1", 64), ("stackgan", 256)):
-        pictures = ImageShards(tmp_path / "samples" / method, size).all()
-        for number, index in enumerate(places):
-            assert np.array_equal(np.array(Image.open(gallery_dir / f"{method}_{number}.png")), pictures[index])
-
-    varied = read_table(tmp_path / "samples" / "variations" / "samples.parquet", "samples/v1").to_pylist()
-    assert len(varied) == 3 * 3 * 2
-    of_methods = {name: [(r["caption"], r["seed"]) for r in varied if r["method"] == name] for name in methods}
-    assert of_methods["untrained"] == of_methods["stage1"] == of_methods["stackgan"]
-    captions, seeds = zip(*of_methods["stackgan"], strict=True)
-    assert captions[::2] == captions[1::2] and set(captions) <= {caption for caption, _, _ in keys["stackgan"]}
-    assert len({*seeds, *(seed for _, seed, _ in keys["stackgan"])}) == 12 + 6
-    pictures = ImageShards(tmp_path / "samples" / "variations" / "stackgan", 256).all()
-    assert all((one != other).any() for one, other in zip(pictures[::2], pictures[1::2], strict=True))
-
-    with pytest.raises(ValueError, match=f"captions_per_image is 9; a picture has {CAPTIONS_PER_IMAGE}"):
-        generate_samples(**arguments, out_dir=tmp_path / "more", captions_per_image=9, **VARIED, batch_size=5, seed=1)
-
-
-def test_samples_in_several_shards_are_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_training_set(tmp_path)
-    new_stage(1, ARCHITECTURE, seed=0).save(tmp_path / "stage1")
-    new_stage(2, ARCHITECTURE, seed=0, stage1_dir=tmp_path / "stage1").save(tmp_path / "stage2")
-    for name, size in (("one", 500), ("several", 5)):
-        monkeypatch.setattr("pipeline.gan.sampling.IMAGES_PER_SHARD", size)
-        generate_samples(
-            stage1_dir=tmp_path / "stage1",
-            stage2_dir=tmp_path / "stage2",
-            crops_dir=tmp_path / "crops",
-            embeddings_dir=tmp_path / "embeddings",
-            out_dir=tmp_path / name,
-            captions_per_image=2,
-            **VARIED,
-            batch_size=5,
-            seed=1,
-        )
-    rows = [read_table(tmp_path / name / "samples.parquet", "samples/v1").to_pylist() for name in ("one", "several")]
-    assert rows[0] == rows[1]
-    assert len(list((tmp_path / "several" / "stackgan").glob("shard_*.arrow"))) == 3  # 12 pictures
-    one, several = (ImageShards(tmp_path / name / "stackgan", 256) for name in ("one", "several"))
-    assert one.image_ids == several.image_ids == [row["sample_id"] for row in rows[0] if row["method"] == "stackgan"]
-    assert np.array_equal(one.all(), several.all())
-    grids = [(tmp_path / name / "grid_stackgan.png").read_bytes() for name in ("one", "several")]
-    assert grids[0] == grids[1]

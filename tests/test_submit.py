@@ -17,7 +17,7 @@ from tests.local_cluster import LocalCluster, local_cluster, repository_at
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-NUM_EPOCHS = 30
+NUM_EPOCHS = 120
 LONG = ("-S", "size=tiny", "-S", f"train_stage1.num_epochs={NUM_EPOCHS}")
 QUICK_SEC = 20  # in which a mistake is told: a few seconds on a quiet machine
 
@@ -85,9 +85,10 @@ def test_the_same_dag_at_home_gives_the_same_models(
 ) -> None:
     alone = Repository(tmp_path / "alone")
     alone.run("dvc", "exp", "run", "-S", "size=tiny", "train_stage2")
-    for name in ("stage1/generator.safetensors", "stage2/generator.safetensors", "text_encoder/encoder.safetensors"):
-        (mine,), (theirs,) = ([*r.folder.glob(f"models/{name}")] for r in (alone, repository))
-        assert mine.read_bytes() == theirs.read_bytes(), name
+    weights = sorted(path.relative_to(alone.folder) for path in alone.folder.glob("models/*/*.safetensors"))
+    assert {path.parts[1] for path in weights} == {"text_encoder", "stage1", "stage2"}
+    for path in weights:
+        assert (alone.folder / path).read_bytes() == (repository.folder / path).read_bytes(), path
 
 
 def test_the_registered_model_paints_the_picture_that_generate_paints(
@@ -161,6 +162,161 @@ def test_the_jobs_status_is_ours(
     repository.run("git", "checkout", "params.yaml")
 
 
+# Who may not, and what is said at once.
+
+
+def answer(cluster: LocalCluster, repository: Repository, url: str, **headers: str) -> int:
+    """Return the status of an answer to a plain request from the submitter's machine."""
+    ask = (
+        "import json, sys, urllib.error, urllib.request as r\n"
+        "try: print(r.urlopen(r.Request(sys.argv[1], headers=json.loads(sys.argv[2]))).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)"
+    )
+    return int(cluster.run(repository, sys.executable, "-c", ask, url, json.dumps(headers)).stdout)
+
+
+def test_strangers_are_refused(cluster: LocalCluster, repository: Repository) -> None:
+    head, tracking = cluster.secrets["RAY_API_SERVER_ADDRESS"], cluster.secrets["MLFLOW_TRACKING_URI"]
+    token = cluster.secrets["RAY_AUTH_TOKEN"]
+    for path in ("/api/jobs/", "/api/version", "/api/packages/gcs/tree.zip", "/nodes?view=summary"):
+        assert answer(cluster, repository, head + path) == 401
+        assert answer(cluster, repository, head + path, Authorization="Bearer wrong") in (401, 403)
+    assert answer(cluster, repository, f"{head}/api/jobs/", Authorization=f"Bearer {token}") == 200
+    search = f"{tracking}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert answer(cluster, repository, search) == 200
+    assert answer(cluster, repository, search, Host="evil.example") == 403
+
+
+def test_no_secret_is_in_logs_runs_or_what_was_sent(
+    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+) -> None:
+    secrets = [value for name, value in cluster.secrets.items() if name.endswith(("TOKEN", "KEY", "KEY_ID"))]
+    assert len(secrets) == 3 and all(len(secret) == 32 for secret in secrets)
+    assert not any(secret in submitted.stderr + submitted.stdout for secret in secrets)
+    tracked = json.dumps(cluster.tracked(repository))
+    assert not any(secret in tracked for secret in secrets)
+    sent = [path for path in (repository.folder / "runs" / "jobs").rglob("*") if path.is_file()]
+    own_logs = list((cluster.folder / "head" / "ray").glob("session_2*/logs/job-driver-*.log"))
+    assert sent and own_logs
+    for path in (*sent, *own_logs):
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in secrets), path
+
+
+@pytest.fixture
+def fresh(repository: Repository, submitted: subprocess.CompletedProcess[str]) -> Iterator[Repository]:
+    """Yield the repository with something to do, and put it back as it was."""
+    repository.change("train_stage1", seed=11)
+    yield repository
+    repository.run("git", "checkout", ".dvc", "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://10.77.0.6:1", "nobody answers at http://10.77.0.6:1 (Connection refused); give the head's dashboard"),
+        ("10.77.0.6:6379", "10.77.0.6:6379 is no address of a cluster"),
+        ("http://user:word@10.77.0.6:8265", "and no password, belongs there"),
+        ("http://10.77.0.5:5000", "http://10.77.0.5:5000 is no Ray cluster"),
+        ("", "nothing is no address of a cluster"),
+    ],
+)
+def test_a_wrong_address_is_told_at_once(cluster: LocalCluster, fresh: Repository, address: str, words: str) -> None:
+    started = time.monotonic()
+    assert words in refusal(cluster.run(fresh, "stackgan", "submit", "--address", address))
+    assert time.monotonic() - started < QUICK_SEC
+
+
+@pytest.mark.parametrize("token", ["wrong" * 8, ""])
+def test_a_wrong_token_is_told_at_once(cluster: LocalCluster, fresh: Repository, token: str, tmp_path: Path) -> None:
+    done = cluster.run(fresh, "stackgan", "submit", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
+    assert "refuses our token: put the cluster's into RAY_AUTH_TOKEN" in refusal(done)
+
+
+def test_another_version_of_ray_is_told_at_once(cluster: LocalCluster, fresh: Repository, tmp_path: Path) -> None:
+    """The answers of a head of Ray 2.55, which cannot be installed beside ours."""
+    script = (
+        "import http.server, json\n"
+        "class Head(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        version = {'version': '4', 'ray_version': '2.55.0', 'ray_commit': '', 'session_name': ''}\n"
+        "        self.send_response(200); self.end_headers()\n"
+        "        self.wfile.write(json.dumps(version if 'version' in self.path else []).encode())\n"
+        "server = http.server.HTTPServer(('127.0.0.1', 8299), Head)\n"
+        "print('listening', flush=True)\n"
+        "server.serve_forever()"
+    )
+    log_path = tmp_path / "head.log"
+    head = cluster.start(fresh, sys.executable, "-c", script, log_path=log_path)
+    wait_for(lambda: "listening" in log_path.read_text(), head, log_path)
+    try:
+        told = refusal(cluster.run(fresh, "stackgan", "submit", "--address", "http://127.0.0.1:8299"))
+    finally:
+        stop_all_of(head)
+    assert re.search(r"runs Ray 2\.55\.0 and this is 2\.\d+\.\d+: install ray==2\.55\.0 here, or rebuild", told)
+
+
+def test_a_tree_that_is_too_large_is_told_at_once(cluster: LocalCluster, fresh: Repository) -> None:
+    large = fresh.folder / "notes" / "recording.wav"
+    large.parent.mkdir()
+    large.write_bytes(bytes(60_000_000))
+    told = refusal(cluster.run(fresh, "stackgan", "submit"))
+    large.unlink()
+    assert re.search(r"too large to send: 6\d MB, 50 may be; the largest are notes/recording\.wav \(60 MB\)", told)
+
+
+@pytest.mark.parametrize(
+    ("url", "level", "words"),
+    [
+        ("../store", (), "means another place on a cluster: give its whole path"),
+        ("s3://stackgan/dvc", ("--local",), "is known to .dvc/config.local alone, which is not sent"),
+        (None, (), "there is no DVC remote to carry data to the cluster and back"),
+    ],
+)
+def test_a_remote_that_a_cluster_cannot_use_is_told_at_once(
+    cluster: LocalCluster, fresh: Repository, url: str | None, level: tuple[str, ...], words: str
+) -> None:
+    fresh.run("dvc", "remote", "remove", "store")
+    if url:
+        fresh.run("dvc", "remote", "add", *level, "--default", "store", url)
+    assert words in refusal(cluster.run(fresh, "stackgan", "submit"))
+    (fresh.folder / ".dvc" / "config.local").unlink(missing_ok=True)
+
+
+def told_by_the_job(cluster: LocalCluster, repository: Repository, *settings: str) -> str:
+    """Return the line that a job's last try ended with, which took it seconds."""
+    started = time.monotonic()
+    done = cluster.run(repository, "stackgan", "submit", *settings)
+    assert time.monotonic() - started < 3 * QUICK_SEC  # of which most is its start
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "Running stage" not in done.stderr
+    return next(
+        line for line in reversed(done.stderr.splitlines()) if line.startswith("error: ") and "above" not in line
+    )
+
+
+def test_gpus_that_are_not_there_are_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
+    told = told_by_the_job(cluster, fresh, "-S", "size=tiny", "-S", "hardware=gpu")
+    assert "ask for 1 GPUs and Ray sees 0; lower them, or use hardware=cpu" in told
+
+
+def test_a_missing_bucket_of_the_remote_is_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
+    fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
+    started = time.monotonic()
+    done = cluster.run(fresh, "stackgan", "submit")
+    assert done.returncode == 1 and "Running stage" not in done.stderr
+    assert "Bucket 'nowhere' does not exist" in done.stderr, done.stderr
+    assert time.monotonic() - started < 3 * QUICK_SEC
+
+
+def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
+    flag = cluster.folder / "store_refuses_writes"
+    flag.touch()
+    told = told_by_the_job(cluster, fresh)
+    flag.unlink()
+    assert "s3://stackgan/runs/jobs/" in told and "cannot be used (" in told and "set RUN_STORAGE to another" in told
+
+
 # What goes wrong while a training runs, and what mends it.
 
 
@@ -198,6 +354,7 @@ def refuse_writes_for_a_minute(cluster: LocalCluster) -> None:
     flag.unlink()
 
 
+MOVES = (lose_a_worker, cut_the_link, lose_the_head)  # after which the training goes on from a checkpoint
 FAULTS = (lose_a_worker, cut_the_link, lose_the_head, restart_tracking, refuse_writes_for_a_minute)
 
 
@@ -221,13 +378,14 @@ def test_a_fault_changes_nothing(
     fault: Callable[[LocalCluster], None],
     tmp_path: Path,
 ) -> None:
-    number = 2 + FAULTS.index(fault)  # grids every so many epochs: the same weights, and a training of its own for DVC
+    number = 3 + FAULTS.index(fault)  # grids every so many epochs: the same weights, and a training of its own for DVC
     settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={number}")
     log_path = tmp_path / "submit.log"
     job = cluster.start(repository, "stackgan", "submit", "train_stage1", *settings, log_path=log_path)
     wait_for(lambda: "stage1 epoch 4/" in log_path.read_text(), job, log_path)
     fault(cluster)
     assert job.wait(400) == 0, log_path.read_text()[-6000:]
+    assert ("continuing after step" in log_path.read_text()) == (fault in MOVES)
     assert generator_of(repository) == undisturbed
     (run,) = cluster.tracked(
         repository, f"params.`train_stage1.sample_every_epochs` = '{number}' and tags.stage = 'train_stage1'"
