@@ -4,12 +4,14 @@ Measured here: steps of both stages at params.yaml's widths and batch, by two wo
 each on one thread and with Gloo between them, as on machines of their own; how much of a step goes into averaging
 gradients, waiting for the other included; and the rate at which Gloo averages.
 
-On paper: step = compute + 2 (n - 1) / n x bytes / bandwidth + 2 (n - 1) x latency for a ring of n, nothing overlapped,
-since gradients are sent as one vector after each backward pass. `--step-ms 4.7 29.5` is what one GPU computes a step of
-Stage-I and Stage-II in (python -m benchmarks.train_step there).
+On paper: step = compute + 2 (n - 1) / n x bytes / bandwidth + 2 log2 n x latency for each of two vectors, G's gradients
+and D's, nothing overlapped, since each is sent after its backward pass; every GPU has a whole batch of its own.
+`--replayed-ms 4.65 29.5` is a step of Stage-I and of Stage-II as one CUDA graph, as one GPU trains alone (python -m
+benchmarks.train_step there), `--launched-ms 17.7 41.3` with a launch a kernel, as it trains in a group today.
 """
 
 import argparse
+import math
 import multiprocessing
 import tempfile
 import time
@@ -37,20 +39,21 @@ WARM_UP = 2  # steps before it
 MEGABYTES = 64  # that Gloo's rate is measured with
 
 
-class Link(NamedTuple):
-    """What machines are joined by: what one GPU gets of it, and the time of a hop."""
+class Machine(NamedTuple):
+    """What GPUs are joined by: the bytes a second at which such vectors are averaged, and what a message costs."""
 
     name: str
-    bytes_per_sec: float
+    num_gpus: int
+    inside: float
+    between: float
     latency_sec: float
-    most_gpus: int
 
 
-# Assumed, not measured: what NCCL is commonly seen to reach on such links.
-LINKS = (
-    Link("NVLink, in one machine", 300e9, 5e-6, 8),
-    Link("400 Gb/s InfiniBand a GPU", 40e9, 10e-6, 512),
-    Link("100 Gb/s Ethernet, 8 GPUs a machine", 1.5e9, 30e-6, 512),
+# Assumed, not measured: what NCCL is commonly seen to reach with vectors of 15 to 200 MB.
+MACHINES = (
+    Machine("8 GPUs, NVLink, 8 x 400 Gb/s", 8, 200e9, 150e9, 15e-6),
+    Machine("8 GPUs, NVLink, 100 Gb/s", 8, 200e9, 10e9, 30e-6),
+    Machine("1 GPU, 25 Gb/s", 1, 0, 2.5e9, 30e-6),
 )
 NUM_GPUS = (1, 2, 8, 16, 64, 128, 512)
 
@@ -156,17 +159,18 @@ def measure(num_workers: int, stage_number: int) -> Measured:
     return measured
 
 
-def efficiency(num_gpus: int, link: Link, step_sec: float, num_bytes_sent: int) -> float:
-    """Return the share of n single GPUs' speed that n of them reach together, each with a batch of its own."""
-    ring = 2 * (num_gpus - 1)
-    seconds = ring / num_gpus * num_bytes_sent / link.bytes_per_sec + 2 * ring * link.latency_sec  # G's and D's vector
-    return step_sec / (step_sec + seconds)
+def step_sec(compute_sec: float, num_gpus: int, machine: Machine, num_bytes_sent: int) -> float:
+    """Return what a step of n GPUs takes."""
+    bytes_per_sec = machine.inside if num_gpus <= machine.num_gpus else machine.between
+    sending = 2 * (num_gpus - 1) / num_gpus * num_bytes_sent / bytes_per_sec if num_gpus > 1 else 0.0
+    return compute_sec + sending + 2 * 2 * math.log2(num_gpus) * machine.latency_sec
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--step-ms", nargs=2, type=float, default=(4.65, 29.5), metavar="MS")
+    parser.add_argument("--replayed-ms", nargs=2, type=float, default=(4.65, 29.5), metavar="MS")
+    parser.add_argument("--launched-ms", nargs=2, type=float, default=(17.7, 41.3), metavar="MS")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 
@@ -191,16 +195,16 @@ def main() -> None:
 
     paper = paper_params()
     on_paper: list[list[str]] = []
-    for number, step_ms in zip((1, 2), arguments.step_ms, strict=True):
+    for number in (1, 2):
         sent = num_bytes(new_stage(number, architecture_of(paper, EMBEDDING_DIM), seed=0))
         results[f"stage{number}_megabytes_a_step"] = sent / 1e6
-        for link in LINKS:
-            shares = [
-                f"{efficiency(count, link, step_ms / 1e3, sent):.2f}" if count <= link.most_gpus else ""
-                for count in NUM_GPUS
-            ]
-            on_paper.append([f"Stage-{'I' * number}, {sent / 1e6:.0f} MB", link.name, *shares])
-    tell("On paper: efficiency, 64 pictures a GPU", ["", "link", *map(str, NUM_GPUS)], on_paper, {})
+        alone = arguments.replayed_ms[number - 1] / 1e3
+        for how, compute in (("today", arguments.launched_ms[number - 1] / 1e3), ("replayed", alone)):
+            for machine in MACHINES:
+                seconds = [step_sec(compute if n > 1 else alone, n, machine, sent) for n in NUM_GPUS]
+                on_paper.append([f"{'I' * number}, {how}", machine.name, *(f"{alone / it:.2f}" for it in seconds)])
+    columns_on_paper = ["Stage", "machines", *map(str, NUM_GPUS)]
+    tell("On paper: speed of n GPUs, against n times one alone", columns_on_paper, on_paper, {})
     tell("Two workers share the demo's batch", columns, rows, results)
 
 

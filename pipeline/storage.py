@@ -17,11 +17,6 @@ from pyarrow import fs
 CHUNK_BYTES = 2**24
 
 
-def is_bucket(place: str) -> bool:
-    """Tell a URL such as s3://bucket/prefix from the path of a folder."""
-    return "://" in place
-
-
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder of a bucket or of a disk. Can be sent to another process, which opens a connection of its own."""

@@ -1,5 +1,6 @@
 """The working tree as a job: what is sent, when there is nothing to send, and what comes back."""
 
+import configparser
 import hashlib
 import json
 import logging
@@ -150,29 +151,22 @@ def _require_stages(targets: Sequence[str]) -> None:
 
 
 def _require_remote() -> None:
-    """Check that there is a default DVC remote which means the same place on another machine."""
-    config = subprocess.run([*DVC, "config", "core.remote"], capture_output=True, text=True, check=False)
-    if not (name := config.stdout.strip()):
+    """Check that there is a default DVC remote, in the one configuration that is sent, and that it means one place.
+
+    It is read from the file, since `dvc config` tells a relative path as one of this machine's.
+    """
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(".dvc/config", encoding="utf-8")
+    name = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="")
+    if not url:
         raise ValueError(
-            "there is no DVC remote to carry data to the cluster and back: `dvc remote add -d store s3://bucket/dvc`, "
-            "or a folder that the cluster sees too"
+            "there is no default DVC remote in .dvc/config to carry data to the cluster and back (.dvc/config.local is "
+            "not sent, for the secrets it may hold): `dvc remote add -d store s3://bucket/dvc`, or a folder that the "
+            "cluster sees too"
         )
-    for level in ("--project", "--local"):
-        found = subprocess.run(
-            [*DVC, "config", level, f"remote.{name}.url"], capture_output=True, text=True, check=False
-        )
-        url = found.stdout.strip()
-        if url and not ("://" in url or url.startswith("/")):
-            raise ValueError(
-                f"the DVC remote {name} is {url}, which means another place on a cluster: give its whole path"
-            )
-        if url and level == "--local":
-            raise ValueError(
-                f"the DVC remote {name} is known to .dvc/config.local alone, which is not sent for the secrets it may "
-                f"hold: `dvc remote add -d {name} {url}` without --local"
-            )
-        if url:
-            return
+    if not ("://" in url or url.startswith("/")):
+        raise ValueError(f"the DVC remote {name} is {url}, which means another place on a cluster: give its whole path")
 
 
 def _files_of_tree() -> list[str]:

@@ -1,6 +1,7 @@
-"""Fixtures that several test files share: a tiny data set in CUB's layout, and the folder of the real data."""
+"""Fixtures that several test files share: dots in CUB's layout, the DAG at home, databases, the real data."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.database_servers import running_postgres
+from tests.repository import Repository
 
 CLASS_NAMES = {1: "001.Red_Dot", 2: "002.Green_Dot", 3: "003.Blue_Dot"}
 TEST_CLASS_ID = 1  # class 1 is in the zero-shot test split too, so both split rules agree
@@ -73,6 +75,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
     engine.dispose()
     return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """Run the whole DAG once, as a user would: `dvc exp run -S size=tiny`. Tests may change it, but not its models."""
+    repository = Repository(tmp_path_factory.mktemp("home") / "repository")
+    repository.run("dvc", "exp", "run", "-S", "size=tiny")
+    shutil.copytree(repository.folder / "models", repository.folder.parent / "models")
+    return repository
+
+
+@pytest.fixture(scope="session")
+def models_at_home(reproduced: Repository) -> Path:
+    """Return the models that the DAG makes at size=tiny."""
+    return reproduced.folder.parent / "models"
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,3 +110,40 @@ def repository_at(folder: Path) -> Repository:
     repository.run("dvc", "remote", "add", "--quiet", "--default", "store", "s3://stackgan/dvc")
     repository.run("git", "commit", "--quiet", "--all", "--message", "remote")
     return repository
+
+
+# What goes wrong, and what mends it.
+
+
+def lose_the_workers(cluster: LocalCluster) -> None:
+    cluster.call("stop", "worker1")
+    cluster.call("stop", "worker2")
+    cluster.call("start", "worker1")
+    cluster.call("start", "worker2")
+
+
+def cut_the_link(cluster: LocalCluster) -> None:
+    cluster.call("cut", "worker1")
+    cluster.call("cut", "worker2")
+    time.sleep(30)  # this long is the fault itself
+    cluster.call("mend", "worker1")
+    cluster.call("mend", "worker2")
+
+
+def lose_the_head(cluster: LocalCluster) -> None:
+    cluster.call("stop", "head")
+    for folder in (cluster.folder / "head").glob("*/*"):
+        subprocess.run(["rm", "-rf", str(folder)], check=True)  # another machine takes its place
+    cluster.call("start", "head")
+
+
+def restart_tracking(cluster: LocalCluster) -> None:
+    cluster.call("stop", "tracking")
+    cluster.call("start", "tracking")
+
+
+def refuse_writes_for_a_minute(cluster: LocalCluster) -> None:
+    flag = cluster.folder / "store_refuses_writes"
+    flag.touch()
+    time.sleep(60)  # this long is the fault itself
+    flag.unlink()

@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_SEC = 300
+LOOK_SEC = 0.1
 
 
 class Repository:
@@ -82,5 +83,10 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], log_p
     """Look again and again until `what` holds; fail where the process ends or the deadline passes first."""
     deadline = time.monotonic() + DEADLINE_SEC
     while not what():
-        assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()[-4000:]
-        os.sched_yield()
+        try:
+            process.wait(LOOK_SEC)
+        except subprocess.TimeoutExpired:
+            assert time.monotonic() < deadline, log_path.read_text()[-4000:]
+        else:
+            assert what(), log_path.read_text()[-4000:]
+            return

@@ -96,6 +96,17 @@ def test_files_are_fetched_once_and_whole(job: Copying, luggage: tuple[Luggage, 
     assert [path.name for path in job.folder.rglob(".*")] == []
 
 
+def test_a_large_file_comes_whole_and_in_order(tmp_path: Path) -> None:
+    large = tmp_path / "large.bin"
+    content = bytes(2**26 - 1) + b"seam" + bytes(2**10) + b"end"
+    large.write_bytes(content)
+    (mark,) = FileCarrier().luggage([large]).reads
+    server = ray.remote(OtherDisk).remote(Path("/"))
+    write_whole(tmp_path / "copy.bin", carrying._chunks(server, mark))
+    assert (tmp_path / "copy.bin").read_bytes() == content
+    assert ray.get(server.num_reads.remote()) == 2
+
+
 def test_a_file_that_changed_is_fetched_again(job: Copying, luggage: tuple[Luggage, Any]) -> None:
     packed, server = luggage
     fetch(packed)

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -26,11 +26,8 @@ HUMAN_RANK = ("prepare_human_study", "evaluate_human_rank")
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    """Run the whole DAG once, as a user would: `dvc exp run -S size=tiny`."""
-    repository = Repository(tmp_path_factory.mktemp("repository"))
-    repository.run("dvc", "exp", "run", "-S", "size=tiny")
-    yield repository
+def repository(reproduced: Repository) -> Repository:
+    return reproduced
 
 
 def test_every_stage_ran_and_nothing_is_left_to_do(repository: Repository) -> None:

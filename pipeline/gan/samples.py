@@ -116,18 +116,10 @@ def generate_samples(
     variations = [{**rows[index], "seed": first_seed + number} for number, index in enumerate(varied)]
 
     with replaced_folder(out_dir) as partial_dir:
-        jobs: list[PaintJob] = []
-        for folder, of_folder, texts_of_folder in (
-            (partial_dir, rows, texts),
-            (partial_dir / "variations", variations, texts[varied]),
-        ):
-            records = [{**row, "method": method.name} for method in methods for row in of_folder]
-            for sample_id, record in enumerate(records):
-                record["sample_id"] = sample_id
-            write_table(folder / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
-            for number, method in enumerate(methods):
-                of_method = records[number * len(of_folder) : (number + 1) * len(of_folder)]
-                jobs += _jobs_of(method, of_method, texts_of_folder, folder / method.name, batch_size, device)
+        jobs = [
+            *_planned_set(partial_dir, methods, rows, texts, batch_size, device),
+            *_planned_set(partial_dir / "variations", methods, variations, texts[varied], batch_size, device),
+        ]
         map_jobs(paint_shard, jobs)
         _write_gallery(partial_dir, methods, rows)
 
@@ -149,22 +141,37 @@ def _captions_of(
     return rows, of_images
 
 
-def _jobs_of(
-    method: Method, rows: Sequence[dict[str, Any]], texts: Tensor, folder: Path, batch_size: int, device: str
+def _planned_set(
+    folder: Path,
+    methods: Sequence[Method],
+    rows: Sequence[dict[str, Any]],
+    texts: Tensor,
+    batch_size: int,
+    device: str,
 ) -> list[PaintJob]:
-    parts = [slice(start, start + IMAGES_PER_SHARD) for start in range(0, len(rows), IMAGES_PER_SHARD)]
-    return [
-        PaintJob(
-            method=method,
-            texts=texts[part].clone(),  # a slice would be sent with the whole that it is of
-            seeds=tuple(row["seed"] for row in rows[part]),
-            sample_ids=tuple(row["sample_id"] for row in rows[part]),
-            batch_size=batch_size,
-            device=device,
-            shard_path=shard_path(folder, number),
-        )
-        for number, part in enumerate(parts)
-    ]
+    """Write samples.parquet, with a picture of each method for each row, and return who paints what."""
+    records: list[dict[str, Any]] = []
+    jobs: list[PaintJob] = []
+    for method in methods:
+        for number, start in enumerate(range(0, len(rows), IMAGES_PER_SHARD)):
+            part = slice(start, start + IMAGES_PER_SHARD)
+            of_shard: list[dict[str, Any]] = [
+                {**row, "sample_id": len(records) + index, "method": method.name}
+                for index, row in enumerate(rows[part])
+            ]
+            job = PaintJob(
+                method=method,
+                texts=texts[part].clone(),  # a slice would be sent with the whole that it is of
+                seeds=tuple(row["seed"] for row in of_shard),
+                sample_ids=tuple(row["sample_id"] for row in of_shard),
+                batch_size=batch_size,
+                device=device,
+                shard_path=shard_path(folder / method.name, number),
+            )
+            records += of_shard
+            jobs.append(job)
+    write_table(folder / "samples.parquet", pa.Table.from_pylist(records, schema=SAMPLES))
+    return jobs
 
 
 def paint_shard(job: PaintJob) -> None:
