@@ -49,7 +49,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
     for stage in targets or stages_of(workspace):
         alone = () if targets else ("--single-item",)  # those before it have had their turn
         _dvc("repro", "--pull", "--allow-missing", *alone, stage)
-        _dvc("push", "--quiet", *(targets or (stage,)))
+        _dvc("push", *(targets or (stage,)))
         progress.write(PROGRESS, packed(workspace))
     if not targets:
         logger.info("registered as %s", register(workspace / "models"))
@@ -111,7 +111,13 @@ def require_remote(workspace: Path, job: str) -> None:
         shutil.copytree(workspace / ".dvc", Path(folder) / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
         (Path(folder) / "probe").write_text(f"the remote of {job} can be written\n")
         _dvc("add", "--quiet", "probe", cwd=folder)
-        _dvc("push", "--quiet", "probe", cwd=folder)
+        done = subprocess.run([*DVC, "push", "probe"], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        raise ValueError(
+            f"the DVC remote cannot be written ({errors[0] if errors else 'dvc does not say why'}); create it, or give "
+            "the cluster's nodes the right to write there, or name another in .dvc/config"
+        )
 
 
 def _lay_out(tree: Path, workspace: Path, progress: Store) -> None:

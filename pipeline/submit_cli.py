@@ -85,11 +85,13 @@ def _submit(arguments: argparse.Namespace) -> Iterable[str]:
         return ["nothing to do: every stage is reproduced", *_pulled(arguments)]
     submission = prepared(server.address, arguments.targets)
     push_inputs()
+    before = server.info(submission.job)
+    num_told = len(server.log(submission.job)) if before and before.is_over else 0  # by an earlier try: Ray appends
     submission.send(server)
     logger.info("job %s at %s", submission.job, server.address)
     if arguments.detach:
         return [f"{submission.job} runs on; stackgan attach, stackgan cancel"]
-    return _followed(submission, server, arguments)
+    return _followed(submission, server, arguments, num_told)
 
 
 def _attach(arguments: argparse.Namespace) -> Iterable[str]:
@@ -107,9 +109,11 @@ def _cancel(arguments: argparse.Namespace) -> Iterable[str]:
     return [f"{submission.job} is stopping; submitted again, it goes on from its last checkpoint"]
 
 
-def _followed(submission: Submission, server: JobServer, arguments: argparse.Namespace) -> Iterable[str]:
+def _followed(
+    submission: Submission, server: JobServer, arguments: argparse.Namespace, num_told: int = 0
+) -> Iterable[str]:
     try:
-        info = _to_its_end(submission, server)
+        info = _to_its_end(submission, server, num_told)
     except KeyboardInterrupt:
         raise ValueError(f"no longer followed; {submission.job} runs on: stackgan attach, stackgan cancel") from None
     if info.state != "succeeded":
@@ -122,13 +126,16 @@ def _followed(submission: Submission, server: JobServer, arguments: argparse.Nam
 def _pulled(arguments: argparse.Namespace) -> list[str]:
     if not arguments.pull:
         return ["the outputs are in the DVC remote: dvc pull"]
-    run_dvc("pull", "--quiet", *arguments.targets if "targets" in arguments else ())
+    run_dvc("pull", *arguments.targets if "targets" in arguments else ())
     return []
 
 
-def _to_its_end(submission: Submission, server: JobServer) -> JobInfo:
-    """Follow a job until it is over; wait for a head that went away, and hand it the job again if it forgot it."""
-    num_told, is_lost = 0, False
+def _to_its_end(submission: Submission, server: JobServer, num_told: int) -> JobInfo:
+    """Follow a job until it is over; wait for a head that went away, and hand it the job again if it forgot it.
+
+    Of its log, `num_told` characters are known.
+    """
+    is_lost = False
 
     def tell(piece: str) -> None:
         nonlocal num_seen, num_told

@@ -106,7 +106,7 @@ def push_inputs() -> None:
     """
     listed = subprocess.run(["git", "ls-files", "--", "*.dvc"], capture_output=True, text=True, check=True)
     if inputs := listed.stdout.split():
-        run_dvc("push", "--quiet", *inputs)
+        run_dvc("push", *inputs)
 
 
 def bring_home(log: str) -> list[str]:
