@@ -6,11 +6,12 @@ job; what it says it writes is brought back. Files are known by path, size and t
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from pipeline.tracking import scratch_dir
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -112,7 +113,7 @@ def _chunks(server: Any, mark: _Mark) -> Iterator[bytes]:
 
 @contextmanager
 def _one_at_a_time_on_this_machine() -> Generator[None]:
-    with (Path(tempfile.gettempdir()) / f"stackgan-{os.getuid()}-fetching").open("a") as lock:
+    with (scratch_dir() / "fetching.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -21,7 +21,7 @@ from pipeline.handover import line_of, packed, stages_of, unpack
 from pipeline.params import HardwareParams, load_params
 from pipeline.registry import register
 from pipeline.storage import Store
-from pipeline.tracking import require_server, run_program, storage_bucket, storage_root
+from pipeline.tracking import require_server, run_program, scratch_dir, storage_bucket, storage_root
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         ValueError: the cluster lacks something, or a stage failed; each has been said in one line.
     """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    workspace = storage_scratch() / "jobs" / job
+    workspace = scratch_dir() / "jobs" / job
     progress = progress_of(job)
     require_versions(tree / "constraints.txt")
     require_places(progress)
@@ -55,11 +55,6 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         logger.info("registered as %s", register(workspace / "models"))
     print(line_of(packed(workspace)), flush=True)
     shutil.rmtree(workspace)
-
-
-def storage_scratch() -> Path:
-    """Return this machine's own folder for work under way."""
-    return Path(tempfile.gettempdir()) / f"stackgan-{os.getuid()}"
 
 
 def progress_of(job: str) -> Store:
@@ -123,12 +118,12 @@ def require_remote(workspace: Path, job: str) -> None:
 def _lay_out(tree: Path, workspace: Path, progress: Store) -> None:
     """Copy the submitted tree, which Ray may clean up, and bring it to where an earlier try of the job got."""
     shutil.rmtree(workspace, ignore_errors=True)
-    workspace.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    workspace.parent.mkdir(exist_ok=True)
     shutil.copytree(tree, workspace)
     if (results := progress.read(PROGRESS)) is not None:
         logger.info("an earlier try of this job has done: %s", ", ".join(unpack(results, workspace)))
     _dvc("config", "--local", "core.no_scm", "true", cwd=workspace)
-    _dvc("config", "--local", "cache.dir", str(storage_scratch() / "dvc_cache"), cwd=workspace)
+    _dvc("config", "--local", "cache.dir", str(scratch_dir() / "dvc_cache"), cwd=workspace)
 
 
 def _dvc(*arguments: str, cwd: str | Path | None = None) -> None:

@@ -61,13 +61,26 @@ def storage_root() -> Path:
     """
     if bucket := storage_bucket():
         name = hashlib.sha256(bucket.encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"stackgan-{os.getuid()}" / name
+        return scratch_dir() / name
     if place := os.environ.get("RUN_STORAGE"):
         return Path(place).absolute()
     here = Path.cwd()
     if ".dvc" in here.parts:
         here = Path(*here.parts[: here.parts.index(".dvc")])
     return here / "runs"
+
+
+def scratch_dir() -> Path:
+    """Return this machine's folder for what may be lost with it; it is made, for this user alone.
+
+    Raises:
+        ValueError: another user made it first.
+    """
+    folder = Path(tempfile.gettempdir()) / f"stackgan-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own")
+    return folder
 
 
 def storage_bucket() -> str | None:

@@ -22,7 +22,7 @@ ALLOWED = {
     "allocation": set(),
     "tracking": set(),
     "storage": set(),
-    "carrying": set(),
+    "carrying": {"tracking"},
     "cluster": {"carrying"},
     "tracked": {"tracking"},
     "systems": set(),

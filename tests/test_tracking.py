@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,8 +22,11 @@ from pipeline.tracking import (
     fingerprint,
     input_hashes,
     read_stage_node,
+    scratch_dir,
     stage_run,
+    storage_bucket,
     storage_root,
+    tracking_uri,
     tree_sha256,
 )
 
@@ -283,3 +287,30 @@ def test_a_stage_runs_where_the_load_cannot_be_read(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stderr.count("first: the machine's load is not logged: ModuleNotFoundError: ") == 1
     assert client().get_run((project / "made").read_text()).info.status == "FINISHED"
+
+
+def test_a_scratch_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert scratch_dir() == scratch_dir() == tmp_path / f"stackgan-{os.getuid()}"
+    assert scratch_dir().stat().st_mode & 0o777 == 0o700
+    stranger = os.getuid() + 1
+    (tmp_path / f"stackgan-{stranger}").mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: stranger)
+    with pytest.raises(ValueError, match=f"stackgan-{stranger} belongs to another user: remove it"):
+        scratch_dir()
+
+
+def test_a_bucket_has_a_folder_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    places: list[Path] = []
+    for bucket in ("s3://bucket/runs", "s3://bucket/runs/", "s3://other/runs"):
+        monkeypatch.setenv("RUN_STORAGE", bucket)
+        places.append(storage_root())
+        assert storage_bucket() == bucket.rstrip("/")
+    assert places[0] == places[1] != places[2] and {place.parent for place in places} == {scratch_dir()}
+    monkeypatch.setenv("RUN_STORAGE", "/a/folder")
+    assert storage_bucket() is None and storage_root() == Path("/a/folder")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RUN_STORAGE", "s3://bucket/runs")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        tracking_uri()
