@@ -300,7 +300,7 @@ def told_by_the_job(cluster: LocalCluster, repository: Repository, *settings: st
 
 
 def test_gpus_that_are_not_there_are_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
-    told = told_by_the_job(cluster, fresh, "-S", "size=tiny", "-S", "hardware=gpu")
+    told = told_by_the_job(cluster, fresh, "-S", "hardware=gpu", "-S", "train_stage1.seed=12")
     assert "ask for 1 GPUs and Ray sees 0; lower them, or use hardware=cpu" in told
 
 
