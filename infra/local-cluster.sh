@@ -74,7 +74,8 @@ network() {
 
 on() { # run a command on a machine, which has its own scratch folder and its own folder of Ray's
   local part=$1; shift
-  mkdir -p "$dir/$part/scratch" "$dir/$part/ray" "$scratch" /tmp/ray
+  mkdir -p "$dir/$part/ray" /tmp/ray
+  mkdir -p -m 700 "$dir/$part/scratch" "$scratch" # as scratch_dir() makes it
   ip netns exec "$name-$part" unshare --mount bash -c 'mount --bind "$1/scratch" "$2"; mount --bind "$1/ray" /tmp/ray
     shift 2; exec "$@"' _ "$dir/$part" "$scratch" "$@"
 }

@@ -147,3 +147,7 @@ def refuse_writes_for_a_minute(cluster: LocalCluster) -> None:
     flag.touch()
     time.sleep(60)  # this long is the fault itself
     flag.unlink()
+
+
+MOVES = (lose_the_workers, cut_the_link, lose_the_head)  # after which a training goes on from a checkpoint
+FAULTS = (*MOVES, restart_tracking, refuse_writes_for_a_minute)

@@ -13,16 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.local_cluster import (
-    LocalCluster,
-    cut_the_link,
-    local_cluster,
-    lose_the_head,
-    lose_the_workers,
-    refuse_writes_for_a_minute,
-    repository_at,
-    restart_tracking,
-)
+from tests.local_cluster import FAULTS, MOVES, LocalCluster, local_cluster, repository_at
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
@@ -320,10 +311,6 @@ def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCl
 
 
 # What goes wrong while a training runs.
-
-
-MOVES = (lose_the_workers, cut_the_link, lose_the_head)  # after which the training goes on from a checkpoint
-FAULTS = (lose_the_workers, cut_the_link, lose_the_head, restart_tracking, refuse_writes_for_a_minute)
 
 
 @pytest.fixture(scope="module")
