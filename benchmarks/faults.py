@@ -10,43 +10,16 @@ after the cluster's. A quarter of an hour more for each.
 """
 
 import argparse
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
 
 from benchmarks.measure import tell
-from tests.local_cluster import FAULTS, LocalCluster, local_cluster, repository_at
+from tests.local_cluster import CONTINUED, LocalCluster, local_cluster, repository_at, submit_among_faults
 from tests.repository import Repository
 
 SIGNS = ("stage1 epoch 30/", "stage1 epoch 80/", "stage1 epoch 130/", "stage2 epoch 2/", "stage2 epoch 8/")
-LOOK_SEC = 1
-
-
-def submit_among_faults(cluster: LocalCluster, repository: Repository, log_path: Path) -> list[list[str]]:
-    """Submit the demo, let each part fail in its turn, and return what happened when.
-
-    Raises:
-        SystemExit: the job failed.
-    """
-    started, events = time.monotonic(), list[list[str]]()
-    job = cluster.start(repository, "stackgan", "submit", "-S", "size=demo", log_path=log_path)
-    for sign, fault in zip(SIGNS, FAULTS, strict=True):
-        while sign not in log_path.read_text():
-            try:
-                job.wait(LOOK_SEC)
-            except subprocess.TimeoutExpired:
-                continue
-            raise SystemExit(f"ended before {sign}: {log_path.read_text()[-3000:]}")
-        at = time.monotonic()
-        fault(cluster)
-        events.append([fault.__name__, f"{sign}…", f"{at - started:.0f}", f"{time.monotonic() - at:.0f}"])
-    if job.wait():
-        raise SystemExit(log_path.read_text()[-3000:])
-    events.append(["the results are home", "", f"{time.monotonic() - started:.0f}", ""])
-    return events
 
 
 def mistakes_in_tracking(cluster: LocalCluster, repository: Repository) -> list[str]:
@@ -76,9 +49,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, local_cluster() as cluster:
         away = repository_at(Path(folder) / "away")
         log_path = Path(folder) / "submit.log"
-        events = submit_among_faults(cluster, away, log_path)
+        struck = submit_among_faults(cluster, away, SIGNS, log_path, "-S", "size=demo")
         mistakes = mistakes_in_tracking(cluster, away)
-        num_continued = log_path.read_text().count("continuing after step")
+        num_continued = log_path.read_text().count(CONTINUED)
         changed = sorted(away.changed_stages())
         home: Path | None = arguments.home
         if home is None:
@@ -91,7 +64,12 @@ def main() -> None:
         "weights": len(weights), "other_weights": " ".join(others) or "none", "num_continued": num_continued,
         "mistakes_in_mlflow": "; ".join(mistakes) or "none", "dvc_status": " ".join(changed) or "clean",
     }  # fmt: skip
-    tell("The demo among faults", ["fault", "when its log said", "at, seconds", "lasted"], events, results)
+    events = [
+        [one.fault, f"{one.sign}…", f"{one.at_sec:.0f}", f"{one.lasted_sec:.0f}", "yes" if one.moved else "no"]
+        for one in struck
+    ]
+    columns = ["fault", "when its log said", "at, seconds", "lasted", "went on from a checkpoint"]
+    tell("The demo among faults", columns, events, results)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@
 # For trying things out and for the tests, which pull plugs: what it runs is what infra/compose.yaml runs.
 #
 #   sudo infra/local-cluster.sh up              start it all (NUM_WORKERS=2, CPUS_PER_NODE=1)
-#   eval "$(sudo infra/local-cluster.sh env)"   addresses and keys for this shell
-#   sudo infra/local-cluster.sh exec CMD...     run a command on the machine `home`, from which jobs are submitted
+#   sudo infra/local-cluster.sh exec CMD...     run a command, or `bash`, on the machine `home`, from which jobs are
+#                                               submitted: as the user who called sudo, with all addresses and keys
 #   sudo infra/local-cluster.sh stop PART       pull the plug: database | store | tracking | head | worker1 | worker2 ...
 #   sudo infra/local-cluster.sh start PART
 #   sudo infra/local-cluster.sh cut PART; sudo infra/local-cluster.sh mend PART      its network cable
 #   touch $CLUSTER_DIR/store_refuses_writes     until it is removed
 #   sudo infra/local-cluster.sh down
 #
-# CLUSTER_DIR (default runs/cluster) holds data, logs, and `env` with the keys, drawn at the first `up`.
+# CLUSTER_DIR (default runs/cluster) holds data, logs, and the keys in `env`, drawn at the first `up`.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=$(realpath -m "${CLUSTER_DIR:-$root/runs/cluster}")
@@ -34,6 +34,7 @@ address_of() {
 }
 
 draw_keys() {
+  [ -n "${CLUSTER_DIR:-}" ] || install -d -o "${SUDO_UID:-0}" -g "${SUDO_GID:-0}" "$root/runs"
   mkdir -p "$dir"
   [ -s "$dir/env" ] && return
   local key; key() { python3 -c 'import secrets; print(secrets.token_hex(16))'; }
@@ -47,7 +48,7 @@ export AWS_ACCESS_KEY_ID=$(key)
 export AWS_SECRET_ACCESS_KEY=$(key)
 export AWS_DEFAULT_REGION=us-east-1
 END
-  printf 'export PGPASSWORD=%s\n' "$(key)" >"$dir/database_env")
+  key >"$dir/database_password")
 }
 
 machine() { # plug a namespace into the switch
@@ -74,7 +75,8 @@ network() {
 
 on() { # run a command on a machine, which has its own scratch folder and its own folder of Ray's
   local part=$1; shift
-  mkdir -p "$dir/$part/ray" /tmp/ray
+  mkdir -p "$dir/$part/ray"
+  mkdir -p -m 1777 /tmp/ray # whoever comes after us starts a Ray of their own there
   mkdir -p -m 700 "$dir/$part/scratch" "$scratch" # as scratch_dir() makes it
   ip netns exec "$name-$part" unshare --mount bash -c 'mount --bind "$1/scratch" "$2"; mount --bind "$1/ray" /tmp/ray
     shift 2; exec "$@"' _ "$dir/$part" "$scratch" "$@"
@@ -94,11 +96,10 @@ start() {
   local part=$1 here; here=$(address_of "$1")
   case $part in
     database)
-      . "$dir/database_env"
       local pg; pg=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
       install -d -o postgres -m 700 "$dir/postgres"
       if [ ! -e "$dir/postgres/PG_VERSION" ]; then
-        echo "$PGPASSWORD" | install -o postgres -m 600 /dev/stdin "$dir/password"
+        install -o postgres -m 600 "$dir/database_password" "$dir/password"
         runuser -u postgres -- "$pg/initdb" --pgdata "$dir/postgres" --username mlflow --auth scram-sha-256 \
           --pwfile "$dir/password" >/dev/null
         rm "$dir/password"
@@ -113,8 +114,7 @@ start() {
       wait_for store opens "$here" 9000
       on home python3 -c "import urllib.request as r; r.urlopen(r.Request('http://$here:9000/stackgan', method='PUT'))" ;;
     tracking)
-      . "$dir/database_env"
-      MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:$PGPASSWORD@$(address_of database)/postgres" \
+      MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:$(cat "$dir/database_password")@$(address_of database)/postgres" \
         on tracking "$bin/mlflow" server --host "$here" --port 5000 --workers 2 --artifacts-destination s3://stackgan/mlflow \
         --allowed-hosts "$here:5000" >>"$dir/$part.log" 2>&1 &
       wait_for tracking opens "$here" 5000 ;;
@@ -133,7 +133,7 @@ stop() { # every process of the machine at once, as when its power fails
 }
 
 command=${1:-help}; shift || true
-case $command in up | env | exec | start | stop | cut | mend | down) ;; *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;; esac
+case $command in up | exec | start | stop | cut | mend | down) ;; *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;; esac
 [ "$(id -u)" = 0 ] || { echo "network namespaces need root: run it with sudo" >&2; exit 1; }
 if [ "$command" != down ]; then draw_keys; . "$dir/env"; fi
 export RUN_STORAGE=s3://stackgan/runs PATH="$bin:$PATH"
@@ -141,9 +141,13 @@ case $command in
   up)
     network
     for part in $(parts); do start "$part"; done
-    echo "cluster at $RAY_API_SERVER_ADDRESS, MLflow at $MLFLOW_TRACKING_URI; $0 env" >&2 ;;
-  env) cat "$dir/env" ;;
-  exec) on home "$@" ;;
+    echo "cluster at $RAY_API_SERVER_ADDRESS, MLflow at $MLFLOW_TRACKING_URI; come in by $0 exec bash" >&2 ;;
+  exec)
+    if [ -n "${SUDO_USER:-}" ]; then
+      install -d -o "$SUDO_UID" -g "$SUDO_GID" "$dir/home" "$dir/home/ray"
+      set -- runuser -u "$SUDO_USER" -- "$@"
+    fi
+    on home "$@" ;;
   start) start "$1" ;;
   stop) stop "$1" ;;
   cut) ip -n "$name-switch" link set "$1" down ;;

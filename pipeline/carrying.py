@@ -1,17 +1,18 @@
 """Files for work on another machine of a Ray cluster, which need share no disk.
 
 What a job says it reads is fetched from the machine that handed it out, to the same path, and kept there for the next
-job; what it says it writes is brought back. Files are known by path, size and time.
+job with that path; what it says it writes is brought back. Files are known by path, size and time.
 """
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from pipeline.tracking import scratch_dir
+from pipeline.tracking import scratch_dir, storage_bucket, storage_root
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -149,3 +150,14 @@ def run_job(work: Callable[[Job], Result], job: Job, luggage: Luggage | None) ->
     for path in written:
         path.unlink()
     return result, written
+
+
+def remove_remains(at_work: frozenset[str]) -> None:
+    """Remove the files of jobs that are over from this machine: those that failed leave them, and workers' files stay.
+
+    Checkpoints are in the bucket too; those here go when no job is at work but the one that asks.
+    """
+    jobs = [folder for folder in (scratch_dir() / "jobs").glob("*") if folder.is_dir() and folder.name not in at_work]
+    trainings = storage_root().glob("*") if storage_bucket() and len(at_work) == 1 else ()
+    for folder in (*jobs, *trainings):
+        shutil.rmtree(folder, ignore_errors=True)

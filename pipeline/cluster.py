@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipeline.carrying import FileCarrier, Luggage, Travelling, fetch, is_elsewhere, run_job, write_whole
+from pipeline.storage import Store, patiently
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -126,6 +127,21 @@ def map_shards(
     return [results[index] for index in range(len(jobs))]
 
 
+def on_every_machine(work: Callable[[], None]) -> None:
+    """Run `work` once on each machine of Ray's; one that goes away meanwhile is let go."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    for answer in [task.options(scheduling_strategy=it, name="on_every_machine").remote() for it in there]:
+        try:
+            ray.get(answer)
+        except RayError as error:
+            logger.warning("a machine did not do its part: %s", str(error).partition("\n")[0])
+
+
 class Hardware(Protocol):
     """Where a training runs (section `hardware` of params.yaml)."""
 
@@ -190,7 +206,8 @@ def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None =
         beside: what runs beside the loop, once on each machine other than this one, called with the machine's name.
 
     Raises:
-        ValueError: raised by `loop`, and told at once; or more GPUs were asked for than there are.
+        ValueError: raised by `loop`, and told at once; or more GPUs were asked for than there are, or the bucket
+            cannot be written.
         FloatingPointError: raised by `loop`, and told at once.
         OSError: likewise, such as a full disk; but for a lost connection, which may come back, the group is started
             again first.
@@ -202,6 +219,8 @@ def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None =
     hardware, name = training.hardware, training.storage_dir.name
     start(hardware.num_workers)
     check_gpus(hardware)
+    if training.bucket:
+        Store(training.bucket).require_writable()
     num_failures = 0
     while True:
         start(hardware.num_workers)
@@ -225,6 +244,8 @@ def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None =
                 "try %d of %d of %s failed: %s; starting its workers again",
                 num_failures, 1 + hardware.max_failures, name, _reason(error),
             )  # fmt: skip
+            if training.bucket:  # Ray Train keeps its own state there
+                patiently(Store(training.bucket).probe, f"use {training.bucket}")
 
 
 def check_gpus(hardware: Hardware) -> None:

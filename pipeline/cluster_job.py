@@ -4,23 +4,28 @@ It reproduces the DAG stage by stage, each pushed to the DVC remote as soon as i
 that the same job, started again after its machine died, begins at the stage that was at work.
 """
 
+import fcntl
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.cluster import check_gpus, start
-from pipeline.handover import line_of, packed, stages_of, unpack
+from pipeline.carrying import remove_remains
+from pipeline.cluster import check_gpus, on_every_machine, start
+from pipeline.handover import contents_of, line_of, packed, stages_of, with_upstream, write_results
 from pipeline.params import HardwareParams, load_params
 from pipeline.registry import register
-from pipeline.storage import Store
+from pipeline.storage import Store, patiently
 from pipeline.tracking import require_server, run_program, scratch_dir, storage_bucket, storage_root
 
 logger = logging.getLogger(__name__)
@@ -36,25 +41,68 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         ValueError: the cluster lacks something, or a stage failed; each has been said in one line.
     """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    workspace = scratch_dir() / "jobs" / job
+    os.environ["STACKGAN_JOB"] = job
     progress = progress_of(job)
     require_versions(tree / "constraints.txt")
     require_places(progress)
-    _lay_out(tree, workspace, progress)
-    os.chdir(workspace)
-    require_remote(workspace, job)
-    hardware = load_params("hardware", HardwareParams)
-    start(hardware.num_workers)
-    check_gpus(hardware)
-    for stage in targets or stages_of(workspace):
-        alone = () if targets else ("--single-item",)  # those before it have had their turn
-        _dvc("repro", "--pull", "--allow-missing", *alone, stage)
-        _dvc("push", *(targets or (stage,)))
-        progress.write(PROGRESS, packed(workspace))
-    if not targets:
+    with _at_work(job) as (workspace, others):
+        _lay_out(tree, workspace, progress)
+        os.chdir(workspace)
+        require_remote(workspace)
+        hardware = load_params("hardware", HardwareParams)
+        start(hardware.num_workers)
+        check_gpus(hardware)
+        on_every_machine(partial(remove_remains, frozenset({job, *others})))
+        if not others:
+            _dvc("gc", "--workspace", "--force", "--quiet")  # of this machine's cache, what other trees left in it
+        for stage in with_upstream(targets or stages_of(workspace)):
+            _dvc("repro", "--pull", "--allow-missing", "--single-item", stage)
+            patiently(partial(_keep, stage, workspace, progress), f"push what {stage} wrote")
+        if not targets:
+            _register(workspace)
+        print(line_of(packed(workspace)), flush=True)
+        shutil.rmtree(workspace)
+
+
+@contextmanager
+def _at_work(job: str) -> Generator[tuple[Path, set[str]]]:
+    """Yield the job's folder, and which other jobs are at work on this machine: each holds a lock as long as it is."""
+    jobs_dir = scratch_dir() / "jobs"
+    jobs_dir.mkdir(exist_ok=True)
+    with (jobs_dir / f"{job}.lock").open("a") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        others: set[str] = set()
+        for path in jobs_dir.glob("*.lock"):
+            if path.stem == job:
+                continue
+            with path.open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    others.add(path.stem)
+        yield jobs_dir / job, others
+
+
+def _keep(stage: str, workspace: Path, progress: Store) -> None:
+    """Push what a stage wrote, and note that it is done.
+
+    Raises:
+        OSError: the DVC remote or the storage refuses.
+    """
+    try:
+        _dvc("push", stage)
+    except ValueError as error:
+        raise OSError(str(error)) from None
+    progress.write(PROGRESS, packed(workspace))
+
+
+def _register(workspace: Path) -> None:
+    """Register the trained generator; results that came this far are not lost for it."""
+    try:
+        _dvc("pull", "models/text_encoder", "models/stage2")  # a stage that had nothing to do did not ask for them
         logger.info("registered as %s", register(workspace / "models"))
-    print(line_of(packed(workspace)), flush=True)
-    shutil.rmtree(workspace)
+    except (ValueError, ConnectionError) as error:
+        logger.warning("the generator is not registered: %s; `stackgan register` does it", error)
 
 
 def progress_of(job: str) -> Store:
@@ -96,7 +144,7 @@ def require_places(progress: Store) -> None:
     require_server()
 
 
-def require_remote(workspace: Path, job: str) -> None:
+def require_remote(workspace: Path) -> None:
     """Push a small file to the DVC remote: it must be there and let us write, before hours of work rely on it.
 
     Raises:
@@ -104,7 +152,9 @@ def require_remote(workspace: Path, job: str) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(workspace / ".dvc", Path(folder) / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
-        (Path(folder) / "probe").write_text(f"the remote of {job} can be written\n")
+        (Path(folder) / "probe").write_text(
+            f"a small file in a DVC remote, to see that it can be written\n{secrets.token_hex()}\n"
+        )
         _dvc("add", "--quiet", "probe", cwd=folder)
         done = subprocess.run([*DVC, "push", "probe"], cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,7 +171,9 @@ def _lay_out(tree: Path, workspace: Path, progress: Store) -> None:
     workspace.parent.mkdir(exist_ok=True)
     shutil.copytree(tree, workspace)
     if (results := progress.read(PROGRESS)) is not None:
-        logger.info("an earlier try of this job has done: %s", ", ".join(unpack(results, workspace)))
+        contents = contents_of(results, workspace)
+        logger.info("an earlier try of this job has done: %s", ", ".join(sorted(contents)))
+        write_results(contents, workspace)
     _dvc("config", "--local", "core.no_scm", "true", cwd=workspace)
     _dvc("config", "--local", "cache.dir", str(scratch_dir() / "dvc_cache"), cwd=workspace)
 

@@ -8,11 +8,13 @@ import base64
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pipeline.tracking import read_stage_node
 
 MARK = "stackgan-results:"
 LOCK = "dvc.lock"
@@ -21,6 +23,16 @@ LOCK = "dvc.lock"
 def stages_of(root: Path) -> list[str]:
     """List the stages of dvc.yaml, in its order."""
     return list(_nodes(root))
+
+
+def with_upstream(stages: Sequence[str]) -> list[str]:
+    """List stages of the working folder's dvc.yaml, and those that write what they read, writers first."""
+    needed = set(stages)
+    in_order = stages_of(Path())
+    for stage in reversed(in_order):  # dvc.yaml names a writer before its readers
+        if stage in needed:
+            needed |= set(read_stage_node(stage).upstream.values())
+    return [stage for stage in in_order if stage in needed]
 
 
 def _nodes(root: Path) -> dict[str, Any]:
@@ -46,11 +58,11 @@ def packed(root: Path) -> bytes:
     return content.getvalue()
 
 
-def unpack(archive_bytes: bytes, root: Path) -> list[str]:
-    """Write the result files of an archive over those of `root`; return their names.
+def contents_of(archive_bytes: bytes, root: Path) -> dict[str, bytes]:
+    """Return the result files of an archive, for the pipeline at `root`.
 
     Raises:
-        ValueError: it is no such archive, or holds other files than a pipeline's results.
+        ValueError: it is no such archive, lacks dvc.lock, or holds other files than a pipeline's results.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive_bytes)) as archive:
@@ -59,10 +71,16 @@ def unpack(archive_bytes: bytes, root: Path) -> list[str]:
         raise ValueError(f"the results are torn ({error}); submit again") from None
     if others := contents.keys() - result_paths(root):
         raise ValueError(f"the results hold files that dvc.yaml does not name: {', '.join(sorted(others))}")
+    if LOCK not in contents:
+        raise ValueError(f"the results hold no {LOCK}; submit again")
+    return contents
+
+
+def write_results(contents: Mapping[str, bytes], root: Path) -> None:
+    """Write result files over those of `root`."""
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
-    return sorted(contents)
 
 
 def line_of(archive_bytes: bytes) -> str:

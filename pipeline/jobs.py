@@ -7,8 +7,10 @@ names, ~/.ray/auth_token by default, with RAY_AUTH_MODE=token.
 import asyncio
 import logging
 import os
+import re
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 CONNECT_SEC = 5
+ANSWER_SEC, WATCH_SEC = 15, 10  # how long an answer may take, and how often a head whose log is followed is asked
 HOW = "give the head's dashboard, such as http://head:8265"
 State = Literal["waiting", "running", "succeeded", "failed", "stopped"]
 STATES: Mapping[str, State] = {
@@ -98,27 +101,26 @@ class JobServer:
         from ray.job_submission import JobStatus
 
         try:
-            known = {job.submission_id: job.status for job in self._client.list_jobs()}
-            if job_id in known:
-                if known[job_id] in (JobStatus.PENDING, JobStatus.RUNNING):
-                    return
-                self._client.delete_job(job_id)
-            runtime_env = {"working_dir": str(folder), "env_vars": dict(env)}
-            self._client.submit_job(entrypoint=command, submission_id=job_id, runtime_env=runtime_env)
+            with self._answering():
+                known = {job.submission_id: job.status for job in self._client.list_jobs()}
+                if job_id in known:
+                    if known[job_id] in (JobStatus.PENDING, JobStatus.RUNNING):
+                        return
+                    self._client.delete_job(job_id)
+                runtime_env = {"working_dir": str(folder), "env_vars": dict(env)}
+                self._client.submit_job(entrypoint=command, submission_id=job_id, runtime_env=runtime_env)
         except (RuntimeError, ValueError) as error:
-            if "status code 5" in str(error):  # a head that is starting
-                raise ConnectionError(_one_line(error)) from None
             raise ValueError(f"{self.address} refuses the job: {_one_line(error)}") from None
 
     def info(self, job_id: str) -> JobInfo | None:
         """Return how a job stands, or None where the cluster does not know it (its head was started anew)."""
-        _require_listener(self.address)
         try:
-            details = self._client.get_job_info(job_id)
+            with self._answering():
+                details = self._client.get_job_info(job_id)
         except RuntimeError as error:
             if "404" in str(error) or "does not exist" in str(error):
                 return None
-            raise ConnectionError(_one_line(error)) from None  # a head that is starting
+            raise ConnectionError(_one_line(error)) from None
         return JobInfo(
             state=STATES[str(details.status.value)],
             exit_status=details.driver_exit_code,
@@ -126,27 +128,70 @@ class JobServer:
         )
 
     def follow(self, job_id: str, tell: Callable[[str], None]) -> None:
-        """Call `tell` with the job's log, from its beginning, piece by piece, until the job or the connection ends."""
+        """Call `tell` with the job's log, from its beginning, piece by piece, until the job or the connection ends.
+
+        A connection to a head that lost its power, or the network, never ends by itself: so the head is asked now and
+        then whether it is there.
+        """
+        import aiohttp
 
         async def read() -> None:
             pieces: AsyncIterator[str] = self._client.tail_job_logs(job_id)
             async for piece in pieces:
                 tell(piece)
 
-        import aiohttp
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH_SEC)
+                await asyncio.to_thread(self._require_answer)
+
+        async def read_and_watch() -> None:
+            tasks = [asyncio.create_task(read()), asyncio.create_task(watch())]
+            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+            for task in done:
+                task.result()
 
         try:
-            asyncio.run(read())
+            asyncio.run(read_and_watch())
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             raise ConnectionError(_one_line(error)) from None
 
     def log(self, job_id: str) -> str:
         """Return the whole log of a job."""
-        return self._client.get_job_logs(job_id)
+        with self._answering():
+            return self._client.get_job_logs(job_id)
 
     def stop(self, job_id: str) -> None:
         """Ask a job to end; it has a few seconds to do so."""
-        self._client.stop_job(job_id)
+        with self._answering():
+            self._client.stop_job(job_id)
+
+    @contextmanager
+    def _answering(self) -> Generator[None]:
+        """Ask the head first, for Ray's client waits without an end, and turn what it raises of a lost connection."""
+        import requests
+
+        self._require_answer()
+        try:
+            yield
+        except requests.RequestException as error:
+            raise ConnectionError(_one_line(error)) from None
+        except RuntimeError as error:
+            if re.search(r"status code 5\d\d", str(error)):  # a head that is starting
+                raise ConnectionError(_one_line(error)) from None
+            raise
+
+    def _require_answer(self) -> None:
+        import requests
+
+        _require_listener(self.address)
+        try:
+            requests.get(f"{self.address}/api/version", timeout=ANSWER_SEC)  # a refusal is an answer
+        except requests.RequestException as error:
+            raise ConnectionError(f"{self.address} does not answer ({_one_line(error)[:100]})") from None
 
 
 def _require_listener(address: str) -> None:

@@ -20,7 +20,17 @@ def register(models_dir: Path) -> str:
 
     Raises:
         ValueError: no tracked training wrote them, or a part is missing.
+        ConnectionError: MLflow does not answer, or refuses.
     """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _registered(models_dir)
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow at {tracking_uri()}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _registered(models_dir: Path) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature

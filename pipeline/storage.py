@@ -6,8 +6,11 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL.
 """
 
 import contextlib
+import logging
 import secrets
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +18,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 CHUNK_BYTES = 2**24
+PATIENCE_SEC, AGAIN_SEC = 600, 5  # how long a storage that refuses is waited for, and how often it is tried
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +86,27 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(path)
 
-    def require_writable(self) -> None:
+    def probe(self) -> None:
         """Write a small file, read it and remove it.
 
         Raises:
-            ValueError: one of that is refused; the message says by whom and what for.
+            OSError: one of that is refused.
         """
         name, content = f".probe_{secrets.token_hex(8)}", secrets.token_bytes(16)
+        self.write(name, content)
+        if self.read(name) != content:
+            raise OSError("a file that was just written is not there")
+        filesystem, path = self._opened()
+        filesystem.delete_file(f"{path}/{name}")
+
+    def require_writable(self) -> None:
+        """Try it with a small file.
+
+        Raises:
+            ValueError: it refuses; the message says what for.
+        """
         try:
-            self.write(name, content)
-            if self.read(name) != content:
-                raise OSError("a file that was just written is not there")
-            filesystem, path = self._opened()
-            filesystem.delete_file(f"{path}/{name}")
+            self.probe()
         except OSError as error:
             raise ValueError(
                 f"{self.place} cannot be used ({reason_of(error)}); create it, or give the cluster's nodes the right "
@@ -105,6 +119,27 @@ class Store:
         except pa.ArrowInvalid as error:
             raise ValueError(f"{self.place}: {error}; give s3://bucket/prefix or an absolute path") from None
         return filesystem, path.rstrip("/")
+
+
+def patiently(what: Callable[[], None], aim: str) -> None:
+    """Do what a storage may refuse for a while, again and again; each refusal is said in a warning.
+
+    Args:
+        what: may be done twice.
+        aim: what is said to be impossible, such as "push the crops".
+
+    Raises:
+        OSError: the last refusal, after PATIENCE_SEC.
+    """
+    deadline = time.monotonic() + PATIENCE_SEC
+    while True:
+        try:
+            return what()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("could not %s: %s; trying again", aim, reason_of(error))
+            time.sleep(AGAIN_SEC)
 
 
 def reason_of(error: OSError) -> str:

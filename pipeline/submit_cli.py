@@ -5,13 +5,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.data.files import replaced_file
+from pipeline.handover import with_upstream
 from pipeline.jobs import JobInfo, JobServer
 from pipeline.submitting import (
     WAIT_SEC,
@@ -20,7 +21,7 @@ from pipeline.submitting import (
     exit_status,
     is_reproduced,
     prepared,
-    push_inputs,
+    push_data,
     remembered,
     run_dvc,
     shown,
@@ -82,9 +83,9 @@ def _submit(arguments: argparse.Namespace) -> Iterable[str]:
             path.write_text(yaml.safe_dump(document, sort_keys=False))
     server = JobServer(arguments.address)
     if is_reproduced(arguments.targets):
-        return ["nothing to do: every stage is reproduced", *_pulled(arguments)]
+        return ["nothing to do: every stage is reproduced", *_pulled(arguments, arguments.targets)]
     submission = prepared(server.address, arguments.targets)
-    push_inputs()
+    push_data(submission)
     before = server.info(submission.job)
     num_told = len(server.log(submission.job)) if before and before.is_over else 0  # by an earlier try: Ray appends
     submission.send(server)
@@ -113,27 +114,28 @@ def _followed(
     submission: Submission, server: JobServer, arguments: argparse.Namespace, num_told: int = 0
 ) -> Iterable[str]:
     try:
-        info = _to_its_end(submission, server, num_told)
+        info, log = _to_its_end(submission, server, num_told)
     except KeyboardInterrupt:
         raise ValueError(f"no longer followed; {submission.job} runs on: stackgan attach, stackgan cancel") from None
     if info.state != "succeeded":
         logger.error("error: %s %s; its log says why above", submission.job, info.state)
         sys.exit(exit_status(info))
-    names = bring_home(server.log(submission.job))
-    return [f"{submission.job} succeeded; written: {', '.join(names)}", *_pulled(arguments)]
+    names = bring_home(submission, log)
+    return [f"{submission.job} succeeded; written: {', '.join(names)}", *_pulled(arguments, submission.targets)]
 
 
-def _pulled(arguments: argparse.Namespace) -> list[str]:
+def _pulled(arguments: argparse.Namespace, targets: Sequence[str]) -> list[str]:
     if not arguments.pull:
         return ["the outputs are in the DVC remote: dvc pull"]
-    run_dvc("pull", *arguments.targets if "targets" in arguments else ())
+    run_dvc("pull", *with_upstream(targets))  # of no target: all there is
     return []
 
 
-def _to_its_end(submission: Submission, server: JobServer, num_told: int) -> JobInfo:
-    """Follow a job until it is over; wait for a head that went away, and hand it the job again if it forgot it.
+def _to_its_end(submission: Submission, server: JobServer, num_told: int) -> tuple[JobInfo, str]:
+    """Follow a job until it is over, and return how it ended and its log.
 
-    Of its log, `num_told` characters are known.
+    A head that went away is waited for, and is handed the job again if it forgot it. `num_told` characters of the log
+    are known.
     """
     is_lost = False
 
@@ -161,7 +163,7 @@ def _to_its_end(submission: Submission, server: JobServer, num_told: int) -> Job
                 server.follow(submission.job, tell)
                 info = server.info(submission.job)
             if info is not None and info.is_over:
-                return info
+                return info, server.log(submission.job)
         except ConnectionError as error:
             if not is_lost:
                 logger.warning("waiting for %s: %s", server.address, error)

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import yaml
+
 from pipeline.data.files import replaced_folder, write_json
-from pipeline.handover import MARK, archive_in, stages_of, unpack
+from pipeline.handover import LOCK, MARK, archive_in, contents_of, stages_of, with_upstream, write_results
 from pipeline.jobs import JobInfo, JobServer
-from pipeline.tracking import git_tags
+from pipeline.tracking import git_tags, read_stage_node
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class Submission:
     job: str
     targets: tuple[str, ...]
     env: dict[str, str]  # no secrets: it is readable on the cluster
+    lock: str  # the sha256 of dvc.lock as it was here
 
     @property
     def tree(self) -> Path:
@@ -54,7 +57,7 @@ def prepared(address: str, targets: Sequence[str]) -> Submission:
     """
     _require_stages(targets)
     _require_remote()
-    files = _files_of_tree()
+    files = _files_of_tree(targets)
     digest = hashlib.sha256("\0".join(targets).encode())
     for name in files:
         digest.update(f"\0{name}\0{os.stat(name).st_mode & 0o100}\0".encode() + Path(name).read_bytes())
@@ -64,6 +67,7 @@ def prepared(address: str, targets: Sequence[str]) -> Submission:
         job=f"stackgan-{digest.hexdigest()[:16]}",
         targets=tuple(targets),
         env={"STACKGAN_GIT": json.dumps(tags)},
+        lock=_lock_sha256(),
     )
     with replaced_folder(submission.tree) as folder:
         for name in files:
@@ -84,10 +88,15 @@ def remembered(job: str | None) -> Submission:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(
-            f"{job or 'no job'} was submitted from here ({path} is missing); `stackgan submit` first"
-        ) from None
-    return Submission(address=about["address"], job=about["job"], targets=tuple(about["targets"]), env=about["env"])
+        what = f"{job} is not known here" if job else "no job was submitted from here"
+        raise ValueError(f"{what} ({path} is missing): `stackgan submit` sends one") from None
+    return Submission(
+        address=about["address"],
+        job=about["job"],
+        targets=tuple(about["targets"]),
+        env=about["env"],
+        lock=about["lock"],
+    )
 
 
 def is_reproduced(targets: Sequence[str]) -> bool:
@@ -98,27 +107,57 @@ def is_reproduced(targets: Sequence[str]) -> bool:
     return done.returncode == 0 and "Running stage" not in done.stdout
 
 
-def push_inputs() -> None:
-    """Bring the data that git knows by .dvc files to the remote, from where the cluster takes it.
+def push_data(submission: Submission) -> None:
+    """Bring all that DVC has here to its remote, from where the cluster takes it.
+
+    Outputs that dvc.lock names and that are neither here nor there are to be made anew: the dvc.lock that is sent
+    forgets their stages.
 
     Raises:
-        ValueError: DVC refuses.
+        ValueError: DVC refuses, or data that no stage makes is nowhere.
     """
-    listed = subprocess.run(["git", "ls-files", "--", "*.dvc"], capture_output=True, text=True, check=True)
-    if inputs := listed.stdout.split():
-        run_dvc("push", *inputs)
+    run_dvc("push")
+    asked = subprocess.run(
+        [*DVC, "data", "status", "--not-in-remote", "--json"], capture_output=True, text=True, check=False
+    )
+    if asked.returncode:
+        raise ValueError(f"DVC does not say what its remote lacks: {asked.stderr.strip()[-300:]}")
+    nowhere = {name.rstrip("/") for name in json.loads(asked.stdout or "{}").get("not_in_remote", [])}
+    nodes = [read_stage_node(stage) for stage in with_upstream(submission.targets or stages_of(Path()))]
+    if lost := nowhere & {dep for node in nodes for dep in node.deps if dep not in node.upstream}:
+        names = ", ".join(sorted(lost))
+        raise ValueError(f"{names}: neither in DVC's cache nor in its remote; put it there again and `dvc add` it")
+    if lost := [node.name for node in nodes if nowhere.intersection(node.outs)]:
+        logger.info("outputs that are neither here nor in the DVC remote are made anew: of %s", ", ".join(lost))
+        lock = yaml.safe_load((submission.tree / LOCK).read_text(encoding="utf-8"))
+        for stage in lost:
+            lock["stages"].pop(stage, None)
+        (submission.tree / LOCK).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
 
 
-def bring_home(log: str) -> list[str]:
+def bring_home(submission: Submission, log: str) -> list[str]:
     """Write dvc.lock and the reports out of a job's log; return their names.
 
     Raises:
-        ValueError: they are not in it, or torn.
+        ValueError: they are not in it, or torn, or stages ran here since the job was sent.
     """
     archive = archive_in(log.splitlines())
     if archive is None:
         raise ValueError("the job's log holds no results; submit again")
-    return unpack(archive, Path())
+    contents = contents_of(archive, Path())
+    if _lock_sha256() not in (submission.lock, hashlib.sha256(contents[LOCK]).hexdigest()):
+        raise ValueError(
+            f"{LOCK} has changed here since {submission.job} was sent, and its results would go over it: put it aside "
+            f"(`git stash`, or a commit and `git checkout` of the one that was sent), then `stackgan attach "
+            f"{submission.job}`"
+        )
+    write_results(contents, Path())
+    return sorted(contents)
+
+
+def _lock_sha256() -> str:
+    path = Path(LOCK)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def shown(text: str) -> str:
@@ -169,11 +208,11 @@ def _require_remote() -> None:
         raise ValueError(f"the DVC remote {name} is {url}, which means another place on a cluster: give its whole path")
 
 
-def _files_of_tree() -> list[str]:
-    """List what git knows or would add: neither ignored files nor .git itself.
+def _files_of_tree(targets: Sequence[str]) -> list[str]:
+    """List what git knows or would add, and what stages read that neither git nor DVC carries.
 
     Raises:
-        ValueError: it is more than MAX_TREE_BYTES.
+        ValueError: it is more than MAX_TREE_BYTES, or a link leads out of it.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -181,7 +220,11 @@ def _files_of_tree() -> list[str]:
     )  # fmt: skip
     if listed.returncode:
         raise ValueError("this is no git repository: `git init && git add --all` first, for git says what is sent")
-    files = sorted({name for name in listed.stdout.split("\0") if name and os.path.isfile(name)})
+    of_git = {name for name in listed.stdout.split("\0") if name and os.path.isfile(name)}
+    root = Path().resolve()
+    if away := [name for name in sorted(of_git) if root not in Path(name).resolve().parents]:
+        raise ValueError(f"{away[0]} is a link out of the repository: put the file in its place, or into .gitignore")
+    files = sorted(of_git.union(_inputs_of_nobody(targets)))
     sizes = {name: os.path.getsize(name) for name in files}
     if sum(sizes.values()) > MAX_TREE_BYTES:
         largest = ", ".join(
@@ -192,3 +235,16 @@ def _files_of_tree() -> list[str]:
             f"the largest are {largest}: `dvc add` data, and list the rest in .gitignore"
         )
     return files
+
+
+def _inputs_of_nobody(targets: Sequence[str]) -> list[str]:
+    """List files that stages read from folders that no stage writes and no .dvc file stands for."""
+    nodes = [read_stage_node(stage) for stage in with_upstream(targets or stages_of(Path()))]
+    deps = {Path(dep) for node in nodes for dep in node.deps if dep not in node.upstream}
+    return [
+        file.as_posix()
+        for dep in deps
+        if not any(Path(f"{folder}.dvc").is_file() for folder in (dep, *dep.parents))
+        for file in dep.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]

@@ -52,6 +52,12 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGTERM)
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, MlflowException):
+            raise
+        sys.exit(f"error: MLflow at {tracking_uri()}: {' '.join(str(error).split())[:300]}")
 
 
 def storage_root() -> Path:
@@ -382,16 +388,9 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
     uri = tracking_uri()
     client = MlflowClient(uri)
     experiment_id = _experiment_id(client, node.dataset)
-    unfinished = client.search_runs(
-        [experiment_id],
-        f"tags.fingerprint = '{mark}' and tags.stage = '{node.name}' and attributes.status != 'FINISHED'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
-    )
-    if unfinished:
-        run_id = unfinished[0].info.run_id
+    if run_id := _run_to_continue(client, experiment_id, node.name, mark, source.get("job")):
         client.update_run(run_id, status="RUNNING")
-        logger.info("%s: continuing the unfinished MLflow run %s", node.name, run_id)
+        logger.info("%s: continuing the MLflow run %s", node.name, run_id)
     else:
         tags = {"stage": node.name, "dataset": node.dataset, "fingerprint": mark, **source}
         run_id = _created_once(client, experiment_id, tags, node.name)
@@ -404,6 +403,20 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
     code = source.get("mlflow.source.git.commit", "") + changes
     provenance: dict[str, object] = {"fingerprint": mark, "code": code, "inputs": dict(inputs)}
     return StageRun(node, uri, run_id, storage_root() / f"{node.name}-{mark}", provenance)
+
+
+def _run_to_continue(client: "MlflowClient", experiment_id: str, stage: str, mark: str, job: str | None) -> str | None:
+    """Return the newest run of a stage on these inputs that is unfinished, or of this very job on a cluster.
+
+    A job may lose its machine after a run has finished and before that is noted: the stage is done again, the run not.
+    """
+    conditions = ["attributes.status != 'FINISHED'", *([f"tags.job = '{job}'"] if job else [])]
+    for condition in conditions:
+        query = f"tags.fingerprint = '{mark}' and tags.stage = '{stage}' and {condition}"
+        runs = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+        if runs:
+            return runs[0].info.run_id
+    return None
 
 
 def _created_once(client: "MlflowClient", experiment_id: str, tags: Mapping[str, str], name: str) -> str:
@@ -439,8 +452,8 @@ def _experiment_id(client: "MlflowClient", dataset: str) -> str:
 
 
 def _source_tags(node: StageNode) -> dict[str, str]:
-    """Return where the code came from: the commit, how many files differ from it, and DVC's name for an experiment."""
-    tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
+    """Return where a run came from: the commit, how many files differ from it, DVC's experiment, a cluster's job."""
+    tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", ""), "job": os.environ.get("STACKGAN_JOB", "")}
     sent = os.environ.get("STACKGAN_GIT")  # a submitted tree comes without its repository
     tags |= json.loads(sent) if sent else git_tags((*node.outs, *node.reports))  # outputs: DVC deletes them first
     return {key: value for key, value in tags.items() if value}
@@ -471,7 +484,7 @@ def _writer_of(client: "MlflowClient", experiment_id: str, dep: str, sha256: str
 
 def _log_outputs(run: StageRun) -> None:
     """Log the reports and their numbers, and name every output with its size and hash in outputs.json."""
-    outputs: list[dict[str, object]] = []
+    outputs, known = list[dict[str, object]](), run.client.get_run(run.run_id).data.metrics
     for output in (*run.node.outs, *run.node.reports):
         path = Path(output)
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -484,7 +497,8 @@ def _log_outputs(run: StageRun) -> None:
         run.log_artifact(Path(report), "reports")
         if report.endswith(".json"):
             for key, value in _numbers(json.loads(Path(report).read_text())).items():
-                run.client.log_metric(run.run_id, key, value)
+                if known.get(key) != value:  # else it was logged before this machine's predecessor died
+                    run.client.log_metric(run.run_id, key, value)
 
 
 def _numbers(document: object, prefix: str = "") -> dict[str, float]:

@@ -9,13 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.repository import Repository
+from tests.repository import Repository, wait_for
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "infra" / "local-cluster.sh"
@@ -131,7 +131,9 @@ def cut_the_link(cluster: LocalCluster) -> None:
 
 
 def lose_the_head(cluster: LocalCluster) -> None:
+    cluster.call("cut", "head")  # first, so that no connection is told of its end
     cluster.call("stop", "head")
+    cluster.call("mend", "head")
     for folder in (cluster.folder / "head").glob("*/*"):
         subprocess.run(["rm", "-rf", str(folder)], check=True)  # another machine takes its place
     cluster.call("start", "head")
@@ -151,3 +153,41 @@ def refuse_writes_for_a_minute(cluster: LocalCluster) -> None:
 
 MOVES = (lose_the_workers, cut_the_link, lose_the_head)  # after which a training goes on from a checkpoint
 FAULTS = (*MOVES, restart_tracking, refuse_writes_for_a_minute)
+CONTINUED = "continuing after step"
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that struck a job: when, how long it lasted, and whether a training then went on from a checkpoint."""
+
+    fault: str
+    sign: str
+    at_sec: float
+    lasted_sec: float
+    moved: bool
+
+
+def submit_among_faults(
+    cluster: LocalCluster, repository: Repository, signs: tuple[str, ...], log_path: Path, *arguments: str
+) -> list[Struck]:
+    """Submit a job, let each part fail in its turn when the log has its sign, and wait for the results.
+
+    Raises:
+        AssertionError: the job failed.
+    """
+    started, struck = time.monotonic(), list[Struck]()
+    job = cluster.start(repository, "stackgan", "submit", *arguments, log_path=log_path)
+    begins = list[int]()  # where in the log
+    for sign, fault in zip(signs, FAULTS, strict=True):
+        wait_for(lambda sign=sign: sign in log_path.read_text(), job, log_path, within_sec=3600)
+        begins.append(len(log_path.read_text()))
+        at = time.monotonic()
+        fault(cluster)
+        lasted = time.monotonic() - at
+        struck.append(Struck(fault.__name__, sign, at - started, lasted, moved=False))
+    assert job.wait() == 0, log_path.read_text()[-6000:]
+    log = log_path.read_text()
+    ends = (*begins[1:], len(log))
+    return [
+        replace(one, moved=CONTINUED in log[begin:end]) for one, begin, end in zip(struck, begins, ends, strict=True)
+    ]

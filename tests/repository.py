@@ -79,9 +79,11 @@ class Repository:
         return [int(metric.value) for metric in self.client.get_metric_history(run.info.run_id, "epoch")]
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes], log_path: Path) -> None:
-    """Look again and again until `what` holds; fail where the process ends or the deadline passes first."""
-    deadline = time.monotonic() + DEADLINE_SEC
+def wait_for(
+    what: Callable[[], object], process: subprocess.Popen[bytes], log_path: Path, within_sec: float = DEADLINE_SEC
+) -> None:
+    """Look again and again until `what` holds; fail where the process ends or the time has passed first."""
+    deadline = time.monotonic() + within_sec
     while not what():
         try:
             process.wait(LOOK_SEC)

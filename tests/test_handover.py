@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.handover import archive_in, line_of, packed, result_paths, stages_of, unpack
+from pipeline.handover import (
+    archive_in,
+    contents_of,
+    line_of,
+    packed,
+    result_paths,
+    stages_of,
+    with_upstream,
+    write_results,
+)
+from tests.repository import ROOT
 
 DVC_YAML = """
 stages:
@@ -53,7 +63,10 @@ def test_results_come_home_in_a_log(tmp_path: Path) -> None:
     (home / "dvc.lock").write_text("old")
     log = ["stage1 epoch 1/3", line_of(archive()), "more", line_of(packed(there)), "bye"]
     content = archive_in(log)
-    assert content is not None and unpack(content, home) == ["dvc.lock", "reports/train.json"]
+    assert content is not None
+    contents = contents_of(content, home)
+    assert contents == {"dvc.lock": b"lock", "reports/train.json": b"{}"}
+    write_results(contents, home)
     assert (home / "dvc.lock").read_text() == "lock" and not (home / "models").exists()
 
 
@@ -77,13 +90,28 @@ def test_a_line_that_was_cut_is_refused(keep: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "models/weights", "params.yaml", ".git/config"])
-def test_a_file_that_dvc_yaml_does_not_name_is_refused_before_any_is_written(name: str, tmp_path: Path) -> None:
+def test_a_file_that_dvc_yaml_does_not_name_is_refused(name: str, tmp_path: Path) -> None:
     root = repository(tmp_path)
     with pytest.raises(ValueError, match=r"files that dvc\.yaml does not name: "):
-        unpack(archive(**{"dvc.lock": "lock", name: "x"}), root)
-    assert not (root / "dvc.lock").exists()
+        contents_of(archive(**{"dvc.lock": "lock", name: "x"}), root)
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="torn"):
-        unpack(b"no archive", repository(tmp_path))
+        contents_of(b"no archive", repository(tmp_path))
+
+
+def test_results_without_a_lock_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the results hold no dvc\.lock"):
+        contents_of(archive(**{"reports/train.json": "{}"}), repository(tmp_path))
+
+
+def test_a_stage_brings_those_along_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    in_order = stages_of(ROOT)
+    assert with_upstream(in_order) == in_order
+    assert with_upstream(["train_stage1"]) == [
+        "make_demo_dataset", "crop_images", "fit_text_encoder", "embed_captions", "train_stage1",
+    ]  # fmt: skip
+    for index, stage in enumerate(in_order):  # dvc.yaml names a writer before its readers
+        assert set(with_upstream([stage])) <= set(in_order[: index + 1])

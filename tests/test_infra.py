@@ -161,7 +161,15 @@ def test_the_image_is_nobodys_root_and_takes_no_data_or_keys_along() -> None:
     lines = (INFRA / "Dockerfile").read_text().splitlines()
     assert next(line for line in reversed(lines) if line.startswith("USER ")) == "USER 1000"
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {".git", ".dvc/config.local", "data", "runs"} <= set(ignored)
+    assert {".git", ".dvc/config.local", "data/*", "runs", "**/*.env"} <= set(ignored)
+
+
+def test_git_and_so_a_submit_leaves_keys_out() -> None:
+    done = subprocess.run(
+        ["git", "check-ignore", "infra/.env", "infra/prod.env", ".dvc/config.local", "infra/example.env"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["infra/.env", "infra/prod.env", ".dvc/config.local"]
 
 
 def test_the_local_clusters_script_is_whole_and_says_how_it_is_used() -> None:

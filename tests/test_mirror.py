@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
 import torch
 
-from pipeline.gan import checkpoints
+from pipeline import storage
 from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, latest_checkpoint
 from pipeline.gan.mirror import Mirror
 from tests.bucket import bucket_server
@@ -37,7 +38,7 @@ def train(folder: Path, bucket: str, *steps: int) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("checkpoint_*"))
 
 
 def step_on(folder: Path) -> int:
@@ -50,6 +51,23 @@ def test_another_machine_has_the_newest_checkpoint(tmp_path: Path, bucket: str) 
     train(tmp_path / "one", bucket, 1, 2, 3)
     Mirror(bucket).fetch(tmp_path / "other")
     assert names(tmp_path / "other") == ["checkpoint_00000003"] and step_on(tmp_path / "other") == 3
+
+
+def test_the_workers_of_a_machine_take_turns(tmp_path: Path, bucket: str) -> None:
+    """Each round begins with nothing, with a stale checkpoint, or with a torn one."""
+    train(tmp_path / "one", bucket, 1, 2)
+    train(tmp_path / "stale", f"{bucket}-stale", 2, 3)
+    other = tmp_path / "other"
+    with ThreadPoolExecutor(4) as workers:
+        for number in range(12):
+            if number % 3 == 1:
+                shutil.copytree(tmp_path / "stale" / "checkpoint_00000003", other / "checkpoint_00000003")
+            elif number % 3 == 2:
+                (other / "checkpoint_00000002" / "manifest.json").write_text("{}")
+            else:
+                shutil.rmtree(other, ignore_errors=True)
+            list(workers.map(Mirror(bucket).fetch, [other] * 4))
+            assert names(other) == ["checkpoint_00000002"] and step_on(other) == 2
 
 
 def test_a_training_that_has_not_begun_has_none(tmp_path: Path, bucket: str) -> None:
@@ -90,7 +108,7 @@ def test_a_torn_upload_is_skipped_for_the_one_before(
 def test_a_storage_that_refuses_for_a_while_loses_nothing(
     tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpoints, "PUBLISH_AGAIN_SEC", 0)
+    monkeypatch.setattr(storage, "AGAIN_SEC", 0)
     mirror, refusals = Mirror(bucket), iter([True, True, True, False])
 
     def push(path: Path) -> None:
@@ -105,8 +123,8 @@ def test_a_storage_that_refuses_for_a_while_loses_nothing(
 
 
 def test_a_storage_that_refuses_to_the_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "PUBLISH_AGAIN_SEC", 0)
-    monkeypatch.setattr(checkpoints, "PUBLISH_SEC", 0)
+    monkeypatch.setattr(storage, "AGAIN_SEC", 0)
+    monkeypatch.setattr(storage, "PATIENCE_SEC", 0)
     with pytest.raises(OSError, match="nowhere"):
         train(tmp_path / "one", "s3://nowhere/at-all", 1)
     assert step_on(tmp_path / "one") == 1  # on the disk it is

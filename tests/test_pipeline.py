@@ -170,7 +170,7 @@ def test_a_killed_repro_goes_on_in_the_same_run(repository: Repository, tmp_path
     assert unfinished.info.status == "RUNNING"
 
     done = repository.run("dvc", "repro", "--single-item", "train_stage1")
-    assert f"continuing the unfinished MLflow run {unfinished.info.run_id}" in done.stderr + done.stdout
+    assert f"continuing the MLflow run {unfinished.info.run_id}" in done.stderr + done.stdout
     assert "continuing after step" in done.stderr + done.stdout
     run = repository.runs("train_stage1")[0]
     assert run.info.run_id == unfinished.info.run_id and run.info.status == "FINISHED"

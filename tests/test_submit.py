@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.local_cluster import FAULTS, MOVES, LocalCluster, local_cluster, repository_at
+from tests.local_cluster import CONTINUED, MOVES, LocalCluster, local_cluster, repository_at, submit_among_faults
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
 NUM_EPOCHS = 120
+SIGNS = (4, 24, 44, 64, 84)  # the epochs after which something fails
 LONG = ("-S", "size=tiny", "-S", f"train_stage1.num_epochs={NUM_EPOCHS}")
+pytestmark = pytest.mark.timeout(1500)  # seconds: a test may be the first, before which the whole DAG is submitted
 QUICK_SEC = 20  # in which a mistake is told: a few seconds on a quiet machine
 
 
@@ -120,33 +122,6 @@ def stop_all_of(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_a_job_can_be_left_attached_to_again_and_cancelled(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str], tmp_path: Path
-) -> None:
-    settings = (*LONG, "-S", "train_stage1.seed=5")
-    done = cluster.run(repository, "stackgan", "submit", "train_stage1", *settings, "--detach")
-    assert "runs on; stackgan attach, stackgan cancel" in done.stdout, done.stderr
-    log_path = tmp_path / "attach.log"
-    attached = cluster.start(repository, "stackgan", "attach", log_path=log_path)
-    wait_for(lambda: "stage1 epoch 3/" in log_path.read_text(), attached, log_path)
-    assert "is stopping; submitted again, it goes on" in cluster.run(repository, "stackgan", "cancel").stdout
-    assert attached.wait(60) != 0
-    assert "stopped; its log says why above" in log_path.read_text()
-    wait_until(lambda: cluster.run(repository, "stackgan", "cancel").returncode == 1)
-    assert "does not run (stopped)" in refusal(cluster.run(repository, "stackgan", "cancel"))
-    done = cluster.run(repository, "stackgan", "submit", "train_stage1")
-    assert done.returncode == 0 and "continuing after step" in done.stderr, done.stderr[-4000:]
-    (run,) = cluster.tracked(repository, "params.`train_stage1.seed` = '5' and tags.stage = 'train_stage1'")
-    assert run["status"] == "FINISHED" and run["epochs"] == list(range(1, NUM_EPOCHS + 1))
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        os.sched_yield()
-
-
 def test_the_jobs_status_is_ours(
     cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
 ) -> None:
@@ -156,6 +131,33 @@ def test_the_jobs_status_is_ours(
     assert done.returncode == 1
     assert "train_stage1.batch_size 7 cannot be shared equally among 2 workers" in done.stderr
     repository.run("git", "checkout", "params.yaml")
+
+
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """List the stages that a submitted job ran."""
+    assert done.returncode == 0, done.stderr[-4000:]
+    return re.findall(r"Running stage '(\w+)'", done.stderr)
+
+
+def test_a_change_of_the_last_stage_runs_that_alone(
+    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+) -> None:
+    """What the others wrote is in the remote and not on the cluster's machines; the generator there is registered."""
+    done = cluster.run(repository, "stackgan", "submit", "-S", "size=tiny", "-S", "report.seed=1")
+    assert ran(done) == ["report"]
+    version = re.findall(r"registered as (models:/stackgan-demo/\d+)", submitted.stderr)[-1]
+    assert f"registered as {version}" in done.stderr
+    repository.run("git", "checkout", "params.yaml")
+
+
+def test_what_was_made_at_home_is_not_made_again(cluster: LocalCluster, tmp_path: Path) -> None:
+    home = repository_at(tmp_path / "home")
+    home.run("dvc", "exp", "run", "-S", "size=tiny", "-S", "make_demo_dataset.seed=3", "make_demo_dataset")
+    assert ran(cluster.run(home, "stackgan", "submit", "crop_images")) == ["crop_images"]
+    assert home.changed_stages().isdisjoint({"make_demo_dataset", "crop_images"})
+    job = json.loads((home.folder / "runs" / "jobs" / "last.json").read_text())["job"]
+    left = {folder.name for folder in cluster.folder.glob("*/scratch/jobs/*") if folder.is_dir()}
+    assert left <= {job}  # what jobs before it left on the machines is gone
 
 
 # Who may not, and what is said at once.
@@ -310,7 +312,7 @@ def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCl
     assert "s3://stackgan/runs/jobs/" in told and "cannot be used (" in told and "set RUN_STORAGE to another" in told
 
 
-# What goes wrong while a training runs.
+# What happens while a training runs.
 
 
 @pytest.fixture(scope="module")
@@ -336,26 +338,48 @@ def generator_of(repository: Repository) -> bytes:
     return (repository.folder / "models" / "stage1" / "generator.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_changes_nothing(
-    cluster: LocalCluster,
-    repository: Repository,
-    undisturbed: bytes,
-    fault: Callable[[LocalCluster], None],
-    tmp_path: Path,
+def test_a_job_can_be_left_attached_to_again_and_cancelled(
+    cluster: LocalCluster, repository: Repository, undisturbed: bytes, tmp_path: Path
 ) -> None:
-    number = 3 + FAULTS.index(fault)  # grids every so many epochs: the same weights, and a training of its own for DVC
-    settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={number}")
-    log_path = tmp_path / "submit.log"
-    job = cluster.start(repository, "stackgan", "submit", "train_stage1", *settings, log_path=log_path)
-    wait_for(lambda: "stage1 epoch 4/" in log_path.read_text(), job, log_path)
-    fault(cluster)
-    assert job.wait(400) == 0, log_path.read_text()[-6000:]
-    assert ("continuing after step" in log_path.read_text()) == (fault in MOVES)
-    assert generator_of(repository) == undisturbed
+    settings = (*LONG, "-S", "train_stage1.sample_every_epochs=5")
+    done = cluster.run(repository, "stackgan", "submit", "train_stage1", *settings, "--detach")
+    assert "runs on; stackgan attach, stackgan cancel" in done.stdout, done.stderr
+    log_path = tmp_path / "attach.log"
+    attached = cluster.start(repository, "stackgan", "attach", log_path=log_path)
+    wait_for(lambda: "stage1 epoch 3/" in log_path.read_text(), attached, log_path)
+    assert "is stopping; submitted again, it goes on" in cluster.run(repository, "stackgan", "cancel").stdout
+    assert attached.wait(60) != 0
+    assert "stopped; its log says why above" in log_path.read_text()
+    wait_until(lambda: cluster.run(repository, "stackgan", "cancel").returncode == 1)
+    assert "does not run (stopped)" in refusal(cluster.run(repository, "stackgan", "cancel"))
+    done = cluster.run(repository, "stackgan", "submit", "train_stage1")
+    assert done.returncode == 0 and CONTINUED in done.stderr, done.stderr[-4000:]
     (run,) = cluster.tracked(
-        repository, f"params.`train_stage1.sample_every_epochs` = '{number}' and tags.stage = 'train_stage1'"
+        repository, "params.`train_stage1.sample_every_epochs` = '5' and tags.stage = 'train_stage1'"
     )
     assert run["status"] == "FINISHED" and run["epochs"] == list(range(1, NUM_EPOCHS + 1))
-    expected = {*range(number, NUM_EPOCHS + 1, number), NUM_EPOCHS}
-    assert run["grids"] == [f"grids/epoch_{epoch:05d}.png" for epoch in sorted(expected)]
+    assert generator_of(repository) == undisturbed
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+def test_faults_change_nothing(
+    cluster: LocalCluster, repository: Repository, undisturbed: bytes, tmp_path: Path
+) -> None:
+    """A training that each part of the cluster fails in its turn; benchmarks/faults.py does it to the whole demo."""
+    every = 3  # grids every so many epochs: the same weights, and a training of its own for DVC
+    settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={every}")
+    signs = tuple(f"stage1 epoch {epoch}/" for epoch in SIGNS)
+    struck = submit_among_faults(cluster, repository, signs, tmp_path / "submit.log", "train_stage1", *settings)
+    assert [one.fault for one in struck if one.moved] == [move.__name__ for move in MOVES]
+    assert generator_of(repository) == undisturbed
+    (run,) = cluster.tracked(
+        repository, f"params.`train_stage1.sample_every_epochs` = '{every}' and tags.stage = 'train_stage1'"
+    )
+    assert run["status"] == "FINISHED" and run["epochs"] == list(range(1, NUM_EPOCHS + 1))
+    assert run["grids"] == [f"grids/epoch_{epoch:05d}.png" for epoch in range(every, NUM_EPOCHS + 1, every)]

@@ -49,7 +49,7 @@ PARAMS = {"dataset": {"name": "tiny"}, "first": {"a": 1}, "second": {"b": 0.5}}
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with two stages, as the working folder."""
-    for name in ("RUN_STORAGE", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+    for name in ("RUN_STORAGE", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "STACKGAN_JOB"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC))
@@ -148,6 +148,22 @@ def test_a_failed_run_is_continued_and_a_finished_one_is_not(project: Path) -> N
     assert client().get_run(failed.run_id).info.status == "FAILED"
     assert run_first() == failed.run_id
     assert run_first() != failed.run_id
+
+
+def test_a_job_that_lost_its_machine_goes_on_in_its_finished_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STACKGAN_JOB", "one")
+    Path("made").write_text("made of it")
+    first = run_second()
+    before = client().get_run(first)
+    assert run_second() == first
+    after = client().get_run(first)
+    assert after.info.status == "FINISHED" and after.data.tags["job"] == "one"
+    assert after.data.metrics.keys() >= {"score.mean"} and after.data.params == before.data.params
+    assert len(client().get_metric_history(first, "score.mean")) == 1
+    monkeypatch.setenv("STACKGAN_JOB", "two")
+    assert run_second() != first
 
 
 def test_changed_params_open_a_new_run_and_another_folder(project: Path) -> None:

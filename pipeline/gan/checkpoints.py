@@ -8,9 +8,9 @@ import json
 import logging
 import shutil
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,10 +21,10 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from pipeline.data.files import file_sha256, replaced_folder
+from pipeline.storage import patiently
 
 CONTRACT = "checkpoint/v2"
 HISTORY, STATE = FILES = ("history.json", "state.safetensors")
-PUBLISH_SEC, PUBLISH_AGAIN_SEC = 600, 5  # how long the last checkpoint waits for a storage that refuses, and how often
 
 logger = logging.getLogger(__name__)
 
@@ -92,21 +92,13 @@ class CheckpointWriter:
         """Return when what was handed over is on the disk, and published.
 
         Raises:
-            OSError: the last checkpoint could not be written, or not be published in PUBLISH_SEC.
+            OSError: the last checkpoint could not be written, or not be published (see `patiently`).
         """
         self._join()
         if self._error is not None:
             raise self._error
-        deadline = time.monotonic() + PUBLISH_SEC
-        while self._unpublished is not None:
-            target = self._unpublished
-            try:
-                self._publish_now(target)
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise
-                logger.warning("could not copy %s to the storage: %s; trying again", target.name, error)
-                time.sleep(PUBLISH_AGAIN_SEC)
+        if (target := self._unpublished) is not None:
+            patiently(partial(self._publish_now, target), f"copy {target.name} to the storage")
 
     def _publish_now(self, target: Path) -> None:
         if self._publish is not None:

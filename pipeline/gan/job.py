@@ -17,9 +17,8 @@ from pipeline.gan.memory import free_bytes, require_fitting, step_memory
 from pipeline.gan.stages import Stage, new_stage
 from pipeline.gan.synchronised_norm import synchronise
 from pipeline.gan.trainer import Trainer
-from pipeline.gan.workers import num_workers, rank
+from pipeline.gan.workers import num_workers
 from pipeline.params import GanParams, HardwareParams, TrainParams
-from pipeline.storage import Store
 
 # What may differ between a checkpoint and the training that goes on from it: how long, and what is kept on the way.
 FREE_PARAMS = ("num_epochs", "checkpoint_every_epochs", "sample_every_epochs")
@@ -105,8 +104,6 @@ def require_possible(job: TrainingJob) -> None:
         raise ValueError(
             f"{job.storage_dir} cannot be written ({error.strerror}); set RUN_STORAGE to a folder that can"
         ) from None
-    if job.bucket and rank() == 0:
-        Store(job.bucket).require_writable()
 
 
 def new_stage_for(job: TrainingJob) -> Stage:

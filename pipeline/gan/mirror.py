@@ -4,13 +4,15 @@ The bucket is what counts: a worker that starts has the same checkpoints as the 
 upload ends with the manifest, so one that was cut off is a torn checkpoint, which is skipped for the one before it.
 """
 
+import fcntl
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.files import replaced_folder
 from pipeline.gan.checkpoints import checkpoint_dirs, is_whole
-from pipeline.storage import Store
+from pipeline.storage import Store, patiently
 
 MANIFEST = "manifest.json"
 
@@ -36,11 +38,17 @@ class Mirror:
             self._store.child(name).remove()
 
     def fetch(self, folder: Path) -> None:
-        """Give `folder` the newest whole checkpoint of the bucket, and no newer one.
+        """Give `folder` the newest whole checkpoint of the bucket, and no newer one; workers of a machine take turns.
 
         Raises:
-            OSError: the bucket cannot be read.
+            OSError: the bucket cannot be read (see `patiently`).
         """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "fetch.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            patiently(partial(self._fetch, folder), f"fetch a checkpoint from {self._store.place}")
+
+    def _fetch(self, folder: Path) -> None:
         names = self._names()
         for name in reversed(names):
             target = folder / name
