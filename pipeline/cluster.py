@@ -127,15 +127,15 @@ def map_shards(
     return [results[index] for index in range(len(jobs))]
 
 
-def on_every_machine(work: Callable[[], None]) -> None:
-    """Run `work` once on each machine of Ray's; one that goes away meanwhile is let go."""
+def on_every_machine(work: Callable[[Job], None], job: Job) -> None:
+    """Run `work` of a job once on each machine of Ray's; one that goes away meanwhile is let go."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(work)
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-    for answer in [task.options(scheduling_strategy=it, name="on_every_machine").remote() for it in there]:
+    for answer in [task.options(scheduling_strategy=it, name=work.__name__).remote(job) for it in there]:
         try:
             ray.get(answer)
         except RayError as error:

@@ -52,7 +52,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         hardware = load_params("hardware", HardwareParams)
         start(hardware.num_workers)
         check_gpus(hardware)
-        on_every_machine(partial(remove_remains, frozenset({job, *others})))
+        on_every_machine(remove_remains, frozenset({job, *others}))
         if not others:
             _dvc("gc", "--workspace", "--force", "--quiet")  # of this machine's cache, what other trees left in it
         for stage in with_upstream(targets or stages_of(workspace)):

@@ -29,7 +29,7 @@ class Repository:
         self.env["PYTHONPATH"] = str(folder)  # Ray's workers import the copy too
         listed = self.run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
         for name in listed.splitlines():
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_file() and name != "dvc.lock":  # a demo of ROOT's is none of the copy's
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         self.run("git", "init", "--quiet")
