@@ -240,11 +240,11 @@ def _files_of_tree(targets: Sequence[str]) -> list[str]:
 def _inputs_of_nobody(targets: Sequence[str]) -> list[str]:
     """List files that stages read from folders that no stage writes and no .dvc file stands for."""
     nodes = [read_stage_node(stage) for stage in with_upstream(targets or stages_of(Path()))]
-    deps = {Path(dep) for node in nodes for dep in node.deps if dep not in node.upstream}
+    outs = {Path(out) for node in nodes for out in node.outs}
     return [
         file.as_posix()
-        for dep in deps
-        if not any(Path(f"{folder}.dvc").is_file() for folder in (dep, *dep.parents))
+        for dep in {Path(dep) for node in nodes for dep in node.deps}
+        if not any(folder in outs or Path(f"{folder}.dvc").is_file() for folder in (dep, *dep.parents))
         for file in dep.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     ]

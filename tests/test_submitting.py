@@ -34,7 +34,10 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a small repository with a stage and a remote, and stand in it."""
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, deps: [raw], outs: [model]}\n")
+    Path("dvc.yaml").write_text(
+        "stages:\n  train: {cmd: python train.py, deps: [raw], outs: [model]}\n"
+        "  test: {cmd: python test.py, deps: [model/best]}\n"
+    )
     Path("params.yaml").write_text("dataset: {name: tiny}\n")
     Path("train.py").write_text("print()\n")
     Path("run.sh").write_text("#!/bin/sh\n")
@@ -66,10 +69,12 @@ def test_what_git_sees_is_sent_and_nothing_else() -> None:
 
 def test_what_a_stage_reads_is_sent_unless_dvc_carries_it() -> None:
     Path("raw/__pycache__").mkdir(parents=True)
+    Path("model/best").mkdir(parents=True)
+    Path("model/best/weights").write_text("an output")
     Path("raw/a name.txt").write_text("data")
     Path("raw/__pycache__/x.pyc").write_text("")
     assert "raw/a name.txt" in sent(prepared(ADDRESS, []).job)
-    assert not any("pyc" in name for name in sent(remembered(None).job))
+    assert not any("pyc" in name or "model" in name for name in sent(remembered(None).job))
     Path("raw.dvc").write_text("outs: []\n")
     assert {name for name in sent(prepared(ADDRESS, []).job) if "raw" in name} == {"raw.dvc"}
 
@@ -116,7 +121,7 @@ def test_nothing_submitted_yet_is_told() -> None:
 
 
 def test_an_unknown_stage_is_told() -> None:
-    with pytest.raises(ValueError, match=r"dvc\.yaml has no stage tarin; it has train"):
+    with pytest.raises(ValueError, match=r"dvc\.yaml has no stage tarin; it has train, test"):
         prepared(ADDRESS, ["tarin"])
 
 
