@@ -116,7 +116,13 @@ def push_data(submission: Submission) -> None:
     Raises:
         ValueError: DVC refuses, or data that no stage makes is nowhere.
     """
-    run_dvc("push")
+    try:
+        run_dvc("push")
+    except ValueError:
+        raise ValueError(
+            "the DVC remote cannot be written from here (DVC says why above); create it, or give yourself the right to "
+            "write there, or name another in .dvc/config"
+        ) from None
     asked = subprocess.run(
         [*DVC, "data", "status", "--not-in-remote", "--json"], capture_output=True, text=True, check=False
     )

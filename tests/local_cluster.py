@@ -151,8 +151,14 @@ def refuse_writes_for_a_minute(cluster: LocalCluster) -> None:
     flag.unlink()
 
 
-MOVES = (lose_the_workers, cut_the_link, lose_the_head)  # after which a training goes on from a checkpoint
-FAULTS = (*MOVES, restart_tracking, refuse_writes_for_a_minute)
+# Whether a training goes on from a checkpoint afterwards; a cut link may be mended just before Ray gives up.
+FAULTS = {
+    lose_the_workers: {True},
+    cut_the_link: {True, False},
+    lose_the_head: {True},
+    restart_tracking: {False},
+    refuse_writes_for_a_minute: {False},
+}
 CONTINUED = "continuing after step"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.local_cluster import CONTINUED, MOVES, LocalCluster, local_cluster, repository_at, submit_among_faults
+from tests.local_cluster import CONTINUED, FAULTS, LocalCluster, local_cluster, repository_at, submit_among_faults
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
@@ -207,6 +207,7 @@ def fresh(repository: Repository, submitted: subprocess.CompletedProcess[str]) -
     repository.change("train_stage1", seed=11)
     yield repository
     repository.run("git", "checkout", ".dvc", "params.yaml")
+    (repository.folder / ".dvc" / "config.local").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -278,14 +279,13 @@ def test_a_remote_that_a_cluster_cannot_use_is_told_at_once(
     if url:
         fresh.run("dvc", "remote", "add", *level, "--default", "store", url)
     assert words in refusal(cluster.run(fresh, "stackgan", "submit"))
-    (fresh.folder / ".dvc" / "config.local").unlink(missing_ok=True)
 
 
 def told_by_the_job(cluster: LocalCluster, repository: Repository, *settings: str) -> str:
-    """Return the line that a job's last try ended with, which took it seconds."""
+    """Return the line that a job's last try ended with; most of the time goes into its start."""
     started = time.monotonic()
     done = cluster.run(repository, "stackgan", "submit", *settings)
-    assert time.monotonic() - started < 3 * QUICK_SEC  # of which most is its start
+    assert time.monotonic() - started < 6 * QUICK_SEC
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "Running stage" not in done.stderr
     (told,) = (line for line in done.stderr.splitlines() if line.startswith("error: ") and "above" not in line)
@@ -297,8 +297,20 @@ def test_gpus_that_are_not_there_are_told_before_any_stage(cluster: LocalCluster
     assert "ask for 1 GPUs and Ray sees 0; lower them, or use hardware=cpu" in told
 
 
-def test_a_missing_bucket_of_the_remote_is_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
+def test_a_missing_bucket_of_the_remote_is_told_before_anything_is_sent(
+    cluster: LocalCluster, fresh: Repository
+) -> None:
     fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
+    done = cluster.run(fresh, "stackgan", "submit")
+    assert "the DVC remote cannot be written from here (DVC says why above); create it, or give" in refusal(done)
+    assert "bucket does not exist" in done.stderr
+
+
+def test_a_remote_that_the_cluster_cannot_write_is_told_before_any_stage(
+    cluster: LocalCluster, fresh: Repository
+) -> None:
+    fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
+    fresh.run("dvc", "remote", "modify", "--local", "store", "url", "s3://stackgan/dvc")  # at home it is another
     for _ in range(2):
         told = told_by_the_job(cluster, fresh)
         assert re.search(r"the DVC remote cannot be written \(.*bucket does not exist.*\); create it, or give", told)
@@ -376,7 +388,8 @@ def test_faults_change_nothing(
     settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={every}")
     signs = tuple(f"stage1 epoch {epoch}/" for epoch in SIGNS)
     struck = submit_among_faults(cluster, repository, signs, tmp_path / "submit.log", "train_stage1", *settings)
-    assert [one.fault for one in struck if one.moved] == [move.__name__ for move in MOVES]
+    for one, may_move in zip(struck, FAULTS.values(), strict=True):
+        assert one.moved in may_move, one
     assert generator_of(repository) == undisturbed
     (run,) = cluster.tracked(
         repository, f"params.`train_stage1.sample_every_epochs` = '{every}' and tags.stage = 'train_stage1'"
