@@ -157,7 +157,22 @@ def remove_remains(at_work: frozenset[str]) -> None:
 
     Checkpoints are in the bucket too; those here go when no job is at work but the one that asks.
     """
-    jobs = [folder for folder in (scratch_dir() / "jobs").glob("*") if folder.is_dir() and folder.name not in at_work]
-    trainings = storage_root().glob("*") if storage_bucket() and len(at_work) == 1 else ()
-    for folder in (*jobs, *trainings):
+    folders = [
+        folder for folder in (scratch_dir() / "jobs").glob("*") if folder.is_dir() and folder.name not in at_work
+    ]
+    if storage_bucket() and len(at_work) == 1:
+        folders += [training for training in storage_root().glob("*") if not is_held(training / "lock")]
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_held(lock_path: Path) -> bool:
+    """Return whether a process of this machine holds a lock file."""
+    if not lock_path.is_file():
+        return False
+    with lock_path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

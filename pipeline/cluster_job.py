@@ -20,7 +20,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.carrying import remove_remains
+from pipeline.carrying import is_held, remove_remains
 from pipeline.cluster import check_gpus, on_every_machine, start
 from pipeline.handover import contents_of, line_of, packed, stages_of, with_upstream, write_results
 from pipeline.params import HardwareParams, load_params
@@ -71,16 +71,7 @@ def _at_work(job: str) -> Generator[tuple[Path, set[str]]]:
     jobs_dir.mkdir(exist_ok=True)
     with (jobs_dir / f"{job}.lock").open("a") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
-        others: set[str] = set()
-        for path in jobs_dir.glob("*.lock"):
-            if path.stem == job:
-                continue
-            with path.open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    others.add(path.stem)
-        yield jobs_dir / job, others
+        yield jobs_dir / job, {path.stem for path in jobs_dir.glob("*.lock") if path.stem != job and is_held(path)}
 
 
 def _keep(stage: str, workspace: Path, progress: Store) -> None:

@@ -60,7 +60,7 @@ class JobServer:
             ConnectionError: nobody answers there.
         """
         self.address = address.rstrip("/")
-        _require_listener(self.address)
+        self._require_answer()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._client = self._connected()
 
@@ -191,7 +191,7 @@ class JobServer:
         try:
             requests.get(f"{self.address}/api/version", timeout=ANSWER_SEC)  # a refusal is an answer
         except requests.RequestException as error:
-            raise ConnectionError(f"{self.address} does not answer ({_one_line(error)[:100]})") from None
+            raise ConnectionError(f"{self.address} does not answer ({_one_line(error)[:100]}); {HOW}") from None
 
 
 def _require_listener(address: str) -> None:

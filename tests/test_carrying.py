@@ -1,6 +1,8 @@
 """Files reach a machine that lacks them, once, and what is written there comes back."""
 
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,18 @@ import pytest
 import ray
 
 from pipeline import carrying
-from pipeline.carrying import FileCarrier, Luggage, Travelling, fetch, is_elsewhere, run_job, write_whole
+from pipeline.carrying import (
+    FileCarrier,
+    Luggage,
+    Travelling,
+    fetch,
+    is_elsewhere,
+    remove_remains,
+    run_job,
+    write_whole,
+)
 from pipeline.cluster import start
+from pipeline.tracking import scratch_dir, storage_root
 
 
 @dataclass(frozen=True)
@@ -137,3 +149,22 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConnectionError):
         write_whole(path, torn())
     assert path.read_bytes() == b"old" and path.stat().st_mtime_ns == 5_000_000_000
+
+
+def test_what_jobs_that_are_over_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("RUN_STORAGE", "s3://bucket/runs")
+    jobs, trainings = scratch_dir() / "jobs", storage_root()
+    for folder in (jobs / "one", jobs / "two", jobs / "over", trainings / "held", trainings / "past"):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+    with (trainings / "held" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove_remains(frozenset({"one", "two"}))
+        assert names(jobs) == {"one", "two"} and names(trainings) == {"held", "past"}
+        remove_remains(frozenset({"one"}))
+        assert names(jobs) == {"one"} and names(trainings) == {"held"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
