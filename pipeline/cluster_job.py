@@ -42,6 +42,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
     """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ["STACKGAN_JOB"] = job
+    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, for the process that starts us: a stage computes on all cores
     progress = progress_of(job)
     require_versions(tree / "constraints.txt")
     require_places(progress)
