@@ -1,9 +1,8 @@
 """From one worker to two on the demo's networks, and on paper from 1 to 512 GPUs.
 
 Measured here: steps of both stages at params.yaml's widths and batch, by two workers that share the batch against one,
-each on one thread and with Gloo between them, as on machines of their own; the same by two that average nothing, which
-is what this machine's cores and memory leave to reach; how much of a step goes into averaging gradients, waiting for
-the other included; and the rate at which Gloo averages.
+each on one thread and with Gloo between them, as on machines of their own; how much of a step goes into averaging
+gradients, waiting for the other included; and the rate at which Gloo averages.
 
 On paper: step = compute + 2 (n - 1) / n x bytes / bandwidth + 2 log2 n x latency for each of two vectors, G's gradients
 and D's, nothing overlapped, since each is sent after its backward pass; every GPU has a whole batch of its own.
@@ -80,19 +79,10 @@ def num_bytes(stage: Stage) -> int:
     return 4 * sum(weights.numel() for network in networks for weights in network.parameters() if weights.requires_grad)
 
 
-class Group(NamedTuple):
-    """How many workers share the batch, and whether they average their gradients."""
-
-    num_workers: int
-    averaging: bool = True
-
-
-ALONE, TWO, CEILING = Group(1), Group(2), Group(2, averaging=False)
-
-
-def work(rank: int, group: Group, stage_number: int, meeting: str, found: "multiprocessing.Queue[Measured]") -> None:
+def work(
+    rank: int, num_workers: int, stage_number: int, meeting: str, found: "multiprocessing.Queue[Measured]"
+) -> None:
     """Run one worker of a group; the first one tells."""
-    num_workers = group.num_workers
     torch.set_num_threads(1)
     keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=num_workers)
@@ -111,7 +101,7 @@ def work(rank: int, group: Group, stage_number: int, meeting: str, found: "multi
 
     def timed(values: torch.Tensor) -> torch.Tensor:
         started = time.perf_counter()
-        averaged = plain(values) if group.averaging else values
+        averaged = plain(values)
         timer.seconds += time.perf_counter() - started
         return averaged
 
@@ -154,13 +144,13 @@ def _all_reduce_rate() -> float:
     return 5 * values.numel() * 4 / (time.perf_counter() - started)
 
 
-def measure(group: Group, stage_number: int) -> Measured:
+def measure(num_workers: int, stage_number: int) -> Measured:
     """Measure a group of workers, each a process."""
     context = multiprocessing.get_context("spawn")
     found = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (group, stage_number, f"{folder}/meeting", found)
-        processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(group.num_workers)]
+        arguments = (num_workers, stage_number, f"{folder}/meeting", found)
+        processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(num_workers)]
         for process in processes:
             process.start()
         measured: Measured = found.get(timeout=300)
@@ -187,20 +177,21 @@ def main() -> None:
     results: dict[str, float | str] = {}
     rows: list[list[str]] = []
     for number in (1, 2):
-        measured = dict.fromkeys((ALONE, TWO, CEILING), Measured(0, 0, 0))
+        groups = {1: Measured(0, 0, 0), 2: Measured(0, 0, 0)}
         for _ in range(arguments.repeats):
-            measured = {group: max(best, measure(group, number)) for group, best in measured.items()}
-        one, two, ceiling = (measured[group].images_per_sec for group in (ALONE, TWO, CEILING))
-        share, rate = measured[TWO].communication_share, measured[TWO].all_reduce_bytes_per_sec / 1e9
+            for count in groups:
+                groups[count] = max(groups[count], measure(count, number))
+        share = groups[2].images_per_sec / groups[1].images_per_sec / 2
         rows.append([
-            f"Stage-{'I' * number}", f"{one:.1f}", f"{two:.1f}", f"{two / one / 2:.2f}",
-            f"{ceiling / one / 2:.2f}", f"{share:.3f}", f"{rate:.2f}",
+            f"Stage-{'I' * number}", f"{groups[1].images_per_sec:.1f}", f"{groups[2].images_per_sec:.1f}",
+            f"{share:.2f}", f"{groups[2].communication_share:.3f}", f"{groups[2].all_reduce_bytes_per_sec / 1e9:.2f}",
         ])  # fmt: skip
         results |= {
-            f"stage{number}_efficiency_2_workers": two / one / 2, f"stage{number}_ceiling": ceiling / one / 2,
-            f"stage{number}_communication_share": share, "gloo_gigabytes_per_sec": rate,
-        }  # fmt: skip
-    columns = ["demo", "1 worker, images/s", "2 workers", "efficiency", "ceiling", "share in averaging", "Gloo, GB/s"]
+            f"stage{number}_efficiency_2_workers": share,
+            f"stage{number}_communication_share": groups[2].communication_share,
+            "gloo_gigabytes_per_sec": groups[2].all_reduce_bytes_per_sec / 1e9,
+        }
+    columns = ["demo", "1 worker, images/s", "2 workers", "efficiency", "share in averaging", "Gloo, GB/s"]
 
     paper = paper_params()
     on_paper: list[list[str]] = []
