@@ -52,7 +52,7 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGTERM)
     except (ValueError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
-    except Exception as error:
+    except Exception as error:  # to tell MLflow's own, whose import no success should wait for; others are raised again
         from mlflow.exceptions import MlflowException
 
         if not isinstance(error, MlflowException):
