@@ -42,7 +42,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
     """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ["STACKGAN_JOB"] = job
-    os.environ.pop("OMP_NUM_THREADS", None)  # Ray's, for the process that starts us: a stage computes on all cores
+    _set_threads()
     progress = progress_of(job)
     require_versions(tree / "constraints.txt")
     require_places(progress)
@@ -63,6 +63,16 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
             _register(workspace)
         print(line_of(packed(workspace)), flush=True)
         shutil.rmtree(workspace)
+
+
+def _set_threads() -> None:
+    """Let a stage's own process compute on all cores, or on as many threads as $STACKGAN_NUM_THREADS says.
+
+    $OMP_NUM_THREADS is Ray's here, and 1: it is meant for the process that started this one.
+    """
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if num_threads := os.environ.get("STACKGAN_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = num_threads
 
 
 @contextmanager

@@ -61,12 +61,14 @@ def prepared(address: str, targets: Sequence[str]) -> Submission:
     digest = hashlib.sha256("\0".join(targets).encode())
     for name in files:
         digest.update(f"\0{name}\0{os.stat(name).st_mode & 0o100}\0".encode() + Path(name).read_bytes())
-    tags = git_tags()
+    env = {"STACKGAN_GIT": json.dumps(git_tags())}
+    if num_threads := os.environ.get("OMP_NUM_THREADS"):  # the last digits of weights depend on it
+        env["STACKGAN_NUM_THREADS"] = num_threads
     submission = Submission(
         address=address,
         job=f"stackgan-{digest.hexdigest()[:16]}",
         targets=tuple(targets),
-        env={"STACKGAN_GIT": json.dumps(tags)},
+        env=env,
         lock=_lock_sha256(),
     )
     with replaced_folder(submission.tree) as folder:

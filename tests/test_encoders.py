@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data.files import file_sha256
 from pipeline.text.char_cnn_rnn import CharCnnRnn, character_codes
 from pipeline.text.encoders import CharCnnRnnEncoder, load_text_encoder, save_text_encoder
 from pipeline.text.image_encoders import encode_images, load_image_encoder
@@ -98,7 +99,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["image_encoder.json", "image_encoder.safetensors", "text_encoder.json", "text_encoder.safetensors"]
     for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert file_sha256(tmp_path / "a" / name) == file_sha256(tmp_path / "b" / name)
 
 
 def test_another_kind_of_encoder_is_refused_by_its_file(tmp_path: Path) -> None:

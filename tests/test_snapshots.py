@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.data.files import file_sha256
 from pipeline.data.snapshots import load_snapshot, save_snapshot
 
 CONFIG = {"dim": 3, "widths": [4, 5], "rnn": "gru", "augmented": True}
@@ -69,7 +70,7 @@ def test_saving_again_writes_the_same_bytes(tmp_path: Path) -> None:
     save_snapshot(tmp_path / "one", "net", network(), CONFIG)
     save_snapshot(tmp_path / "two", "net", network(), dict(reversed(CONFIG.items())))
     for name in ("net.safetensors", "net.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        assert file_sha256(tmp_path / "one" / name) == file_sha256(tmp_path / "two" / name)
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["net.json", "net.safetensors"]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.data.files import file_sha256
 from tests.local_cluster import CONTINUED, FAULTS, LocalCluster, local_cluster, repository_at, submit_among_faults
 from tests.repository import ROOT, Repository, wait_for
 
@@ -86,7 +87,7 @@ def test_the_models_are_those_of_the_same_dag_at_home(
     weights = sorted(path.relative_to(models_at_home) for path in models_at_home.glob("*/*.safetensors"))
     assert {path.parts[0] for path in weights} == {"text_encoder", "stage1", "stage2", "classifier"}
     for path in weights:
-        assert (models_at_home / path).read_bytes() == (repository.folder / "models" / path).read_bytes(), path
+        assert file_sha256(models_at_home / path) == file_sha256(repository.folder / "models" / path), path
 
 
 def test_the_registered_model_paints_the_picture_that_generate_paints(
@@ -328,15 +329,15 @@ def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCl
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]) -> bytes:
-    """Return the generator of a longer training on the cluster that nothing happened to."""
+def undisturbed(cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]) -> str:
+    """Return the sha256 of the generator of a longer training on the cluster that nothing happened to."""
     done = cluster.run(repository, "stackgan", "submit", "train_stage1", *LONG)
     assert done.returncode == 0, done.stderr[-4000:]
     return generator_of(repository)
 
 
 def test_a_trainings_run_has_the_load_of_every_machine_at_work(
-    cluster: LocalCluster, repository: Repository, undisturbed: bytes
+    cluster: LocalCluster, repository: Repository, undisturbed: str
 ) -> None:
     query = f"params.`train_stage1.num_epochs` = '{NUM_EPOCHS}' and params.`train_stage1.sample_every_epochs` = '2'"
     for run in cluster.tracked(repository, f"{query} and tags.stage = 'train_stage1'"):
@@ -346,12 +347,12 @@ def test_a_trainings_run_has_the_load_of_every_machine_at_work(
         assert ["system", "cpu_utilization_percentage"] in loads
 
 
-def generator_of(repository: Repository) -> bytes:
-    return (repository.folder / "models" / "stage1" / "generator.safetensors").read_bytes()
+def generator_of(repository: Repository) -> str:
+    return file_sha256(repository.folder / "models" / "stage1" / "generator.safetensors")
 
 
 def test_a_job_can_be_left_attached_to_again_and_cancelled(
-    cluster: LocalCluster, repository: Repository, undisturbed: bytes, tmp_path: Path
+    cluster: LocalCluster, repository: Repository, undisturbed: str, tmp_path: Path
 ) -> None:
     settings = (*LONG, "-S", "train_stage1.sample_every_epochs=5")
     done = cluster.run(repository, "stackgan", "submit", "train_stage1", *settings, "--detach")
@@ -380,9 +381,7 @@ def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
         os.sched_yield()
 
 
-def test_faults_change_nothing(
-    cluster: LocalCluster, repository: Repository, undisturbed: bytes, tmp_path: Path
-) -> None:
+def test_faults_change_nothing(cluster: LocalCluster, repository: Repository, undisturbed: str, tmp_path: Path) -> None:
     """A training that each part of the cluster fails in its turn; benchmarks/faults.py does it to the whole demo."""
     every = 3  # grids every so many epochs: the same weights, and a training of its own for DVC
     settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={every}")

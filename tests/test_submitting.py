@@ -67,6 +67,13 @@ def test_what_git_sees_is_sent_and_nothing_else() -> None:
     assert len(about["mlflow.source.git.commit"]) == 40
 
 
+def test_a_job_computes_on_as_many_threads_as_home_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert prepared(ADDRESS, []).env["STACKGAN_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert "STACKGAN_NUM_THREADS" not in prepared(ADDRESS, []).env  # the head's own counts
+
+
 def test_what_a_stage_reads_is_sent_unless_dvc_carries_it() -> None:
     Path("raw/__pycache__").mkdir(parents=True)
     Path("model/best").mkdir(parents=True)

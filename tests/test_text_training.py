@@ -108,7 +108,7 @@ def test_the_same_inputs_write_the_same_bytes(crops_dir: Path, tmp_path: Path) -
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 5
     for path in files:
-        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+        assert file_sha256(tmp_path / "a" / path) == file_sha256(tmp_path / "b" / path)
 
 
 def test_a_pretrained_encoder_stays_as_it_is_and_the_image_encoder_takes_its_length(
