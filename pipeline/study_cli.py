@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 STUDY_DIR = Path("study")
 BALLOTS_DIR = Path("human_study/ballots")
 HOST, PORT = "127.0.0.1", 8200
+WILDCARDS = ("0.0.0.0", "::")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 LIFETIME_DAYS = 60.0
 MAX_FILE_BYTES = 10 * 2**20
@@ -83,8 +84,11 @@ def _box() -> BallotBox:
 
 def _serve(arguments: argparse.Namespace) -> Iterable[str]:
     study, links = _open(arguments)
+    names: list[str] = arguments.host_name
+    if arguments.host in WILDCARDS and not names:
+        raise ValueError(f"--host {arguments.host} is every address: give the name that raters type as --host-name")
     box = _box()
-    app = create_app(study, box, links, (*LOOPBACK_NAMES, *arguments.host_name))
+    app = create_app(study, box, links, (*LOOPBACK_NAMES, arguments.host, *names))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -96,7 +100,7 @@ def _serve(arguments: argparse.Namespace) -> Iterable[str]:
             proxy_headers=False,
         )
     )
-    base_url = f"http://{arguments.host}:{arguments.port}"
+    base_url = f"http://{names[0] if names else arguments.host}:{arguments.port}"
     logger.info("Raters' links:  stackgan study links --base-url %s", base_url)
     logger.info("Your own page:  %s/admin/%s/", base_url, links.admin())
     with suppress(KeyboardInterrupt):  # the usual end, after which uvicorn raises it once more
@@ -129,16 +133,9 @@ def _offline(arguments: argparse.Namespace) -> Iterable[Path]:
 
 def _import(arguments: argparse.Namespace) -> Iterable[str]:
     study, links = _open(arguments)
-    # Every file is read before any ballot is kept, so that a bad one leaves nothing half-done.
     found = {path: _ballots_of(path, study, links) for path in arguments.files}
     box = _box()
-    for path, ballots in found.items():
-        progress = box.progress(study.study_id, ballots[0].rater)
-        for ballot in ballots:
-            try:  # one that was taken back before is given anew; one that stands may not change
-                box.give(ballot._replace(revision=progress.revision_of(ballot.slot)))
-            except ValueError as error:
-                raise ValueError(f"{path}: rater {ballot.rater + 1}: {error}") from None
+    box.bring_in(ballot for ballots in found.values() for ballot in ballots)
     box.close()
     return [f"{path}: {len(ballots)} ballots of rater {ballots[0].rater + 1}" for path, ballots in found.items()]
 
@@ -157,13 +154,13 @@ def _ballots_of(path: Path, study: Study, links: Links) -> Any:
 
 def _export(arguments: argparse.Namespace) -> Iterable[str]:
     study, _ = _open(arguments)
-    key = read_key(arguments.study)
+    key = read_key(study)
     box = _box()
     ballots = box.all(study.study_id)
     box.close()
-    if not ballots:
-        return ["0 ballots are given: nothing is written"]
     stem = arguments.out / f"ballots_{study.study_id[:12]}"
+    if not ballots and not stem.with_suffix(".parquet").exists():  # one that was exported and then taken back must go
+        return ["0 ballots are given: nothing is written"]
     for suffix, write in ((".parquet", parquet_bytes), (".csv", csv_bytes)):
         with replaced_file(stem.with_suffix(suffix)) as partial_path:
             partial_path.write_bytes(write(study, key, ballots))

@@ -45,7 +45,8 @@ def write_study(folder: Path, **changed: Any) -> tuple[Study, Key]:
         out_dir=folder / "study",
         **{**PARAMS, **changed},
     )
-    return read_study(folder / "study"), read_key(folder / "study")
+    study = read_study(folder / "study")
+    return study, read_key(study)
 
 
 def ranks_by(order: Sequence[str], showing: Showing, key: Key) -> Ranks:

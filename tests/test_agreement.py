@@ -17,7 +17,9 @@ from pipeline.evaluation.study.agreement import (
     num_raters_needed,
     position_bias,
     rater_blocks,
+    units_of,
 )
+from pipeline.evaluation.study.design import balanced_blocks
 from pipeline.evaluation.study.mean_ranks import mean_rank_differences, mid_ranks
 from tests.simulated_raters import PAPER, Population, draw_ranks, true_mean_ranks
 
@@ -49,6 +51,24 @@ def test_alpha_depends_on_the_order_of_values_alone_and_not_on_that_of_coders_or
     alpha = krippendorff_alpha(RELIABILITY)
     assert krippendorff_alpha(np.exp(RELIABILITY)) == pytest.approx(alpha)
     assert krippendorff_alpha(RELIABILITY[::-1, ::-1]) == pytest.approx(alpha)
+
+
+@pytest.mark.parametrize(("num_methods", "num_shown"), [(6, 3), (7, 2), (6, 6)])
+def test_raters_of_one_mind_agree_in_blocks_of_methods_too(num_methods: int, num_shown: int) -> None:
+    blocks = balanced_blocks(num_methods, num_shown, num_prompts=50, num_raters=10, seed=0)
+    typed = np.full((10, 50, num_methods), NAN)
+    for rater, of_rater in enumerate(blocks):
+        for prompt, block in enumerate(of_rater):
+            typed[rater, prompt, block] = block
+    ranks = mid_ranks(typed)
+    assert krippendorff_alpha(units_of(ranks)) == 1
+    units = units_of(ranks)
+    assert (~np.isnan(units)).sum() == 10 * 50 * num_shown and units.shape[0] == 10
+
+
+def test_of_blocks_that_no_two_raters_saw_there_is_no_alpha() -> None:
+    ranks = np.array([[[1, 2, NAN]], [[NAN, 1, 2]], [[NAN, NAN, NAN]]])
+    assert krippendorff_alpha(units_of(ranks)) is None
 
 
 def test_alpha_of_nothing_to_compare_is_none() -> None:

@@ -109,7 +109,8 @@ def test_ballots_are_exported_and_counted_and_only_what_counts_them_runs_again(r
     report_path = repository.folder / "reports" / "evaluate_human_rank.json"
     assert json.loads(report_path.read_text())["summary"] == "0 of 2 raters"
     assert "0 ballots are given" in repository.run("stackgan", "study", "export").stdout
-    study, key = read_study(repository.folder / "study"), read_key(repository.folder / "study")
+    study = read_study(repository.folder / "study")
+    key = read_key(study)
     box = BallotBox(f"sqlite:///{repository.folder}/runs/study/ballots.db")
     for ballot in ballots_of(study, key, rater=0):
         box.give(ballot)

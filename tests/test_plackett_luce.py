@@ -76,10 +76,19 @@ def test_a_ranking_is_a_row_of_choices() -> None:
     ]
 
 
-def test_a_method_that_always_wins_has_a_finite_strength() -> None:
-    found = fit([[1, 2, 3]] * 40, num_pseudo=0.5)
-    assert np.isfinite([found.log_strengths, found.low, found.high]).all()
-    assert (np.diff(found.log_strengths) < -2).all()
+def test_a_method_that_always_wins_has_a_finite_strength_and_no_interval() -> None:
+    always = np.broadcast_to([1.0, 2.0, 3.0], (8, 5, 3)).copy()
+    found = plackett_luce(always, level=0.95)
+    assert found is not None and (np.diff(found.log_strengths) < -2).all()
+    assert np.isnan([found.low, found.high]).all()
+    for once in ([1, 3, 2], [2, 1, 3]):  # one pair is no longer separated, and the third method still is
+        always[0, 0] = once
+        found = plackett_luce(always, level=0.95)
+        assert found is not None and np.isnan([found.low, found.high]).all()
+        always[0, 0] = [1, 2, 3]
+    always[0, 0], always[1, 1] = [1, 2.5, 2.5], [1.5, 1.5, 3]  # a tie is beside, and not behind
+    found = plackett_luce(always, level=0.95)
+    assert found is not None and (found.low < found.log_strengths).all() and (found.log_strengths < found.high).all()
 
 
 def test_the_order_of_methods_raters_and_prompts_does_not_matter() -> None:

@@ -53,13 +53,42 @@ def test_a_ballot_that_is_taken_back_can_be_given_anew_and_its_old_form_cannot(b
     box.withdraw(STUDY, 0, 0, 0)
     box.withdraw(STUDY, 0, 0, 0)
     assert box.all(STUDY) == [] and box.progress(STUDY, 0) == Progress((), {0: 1})
-    box.give(one())  # the old form, replayed: it is known, and stays taken back
+    with pytest.raises(Conflict, match="ballot 1 was taken back since this page was opened"):
+        box.give(one())  # the old form, replayed
     assert box.all(STUDY) == []
     box.give(one(revision=1, rank=2))
     assert box.all(STUDY) == [one(revision=1, rank=2)]
     progress = box.progress(STUDY, 0)
     assert progress == Progress((0,), {0: 2})
     assert (progress.revision_of(0), progress.revision_of(1)) == (1, 0)
+
+
+def test_a_ballot_that_was_given_anew_in_a_later_file_takes_the_place_of_the_first(box: BallotBox) -> None:
+    box.bring_in([one(), one(slot=1)])
+    later = [one(), one(slot=1, revision=1, rank=2), one(slot=2)]
+    for _ in range(2):
+        box.bring_in(later)
+        assert box.all(STUDY) == later
+    box.bring_in([one(slot=1), one(slot=1, revision=2), one(rater=1, revision=3)])  # two files of one rater at once
+    assert box.all(STUDY) == [one(), one(slot=1, revision=2), one(slot=2), one(rater=1, revision=3)]
+
+
+def test_of_files_that_disagree_with_what_is_kept_or_each_other_nothing_is_brought_in(box: BallotBox) -> None:
+    box.give(one(slot=1, revision=1))
+    for first in (one(slot=1, rank=2), one(slot=1, revision=1, rank=2)):
+        with pytest.raises(Conflict, match="of rater 1's ballot 2, so nothing was brought in: take it back on the"):
+            box.bring_in([one(), first])
+    with pytest.raises(Conflict, match="of rater 2's ballot 1"):
+        box.bring_in([one(), one(rater=1), one(rater=1, rank=2)])
+    assert box.all(STUDY) == [one(slot=1, revision=1)]
+
+
+def test_a_new_database_can_be_opened_by_many_at_once(database_url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        boxes = list(pool.map(BallotBox, [database_url] * 8))
+    for box in boxes:
+        box.give(one())
+        box.close()
 
 
 def test_progress_goes_on_at_the_first_gap(box: BallotBox) -> None:

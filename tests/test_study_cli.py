@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from pipeline.cli import main
+from pipeline.evaluation.study.ballot_tables import read_ballots
 from pipeline.evaluation.study.ballots import BallotBox
 from pipeline.evaluation.study.files import Key, Study, read_key, read_study
 from pipeline.evaluation.study.links import Links
@@ -38,7 +39,7 @@ class Commands:
     def __init__(self, study_dir: Path, folder: Path, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch):
         self.study_dir, self.folder, self._capsys, self._patch = study_dir, folder, capsys, patch
         self.study: Study = read_study(study_dir)
-        self.key: Key = read_key(study_dir)
+        self.key: Key = read_key(self.study)
         self.links = Links(SECRET, self.study.study_id, lifetime_days=60)
         self.database_url = f"sqlite:///{folder / 'ballots.db'}"
         patch.setenv("STUDY_SECRET", SECRET)
@@ -62,7 +63,13 @@ class Commands:
     def ballot_file(self, rater: int = 1, **changed: Any) -> Document:
         """Return what a rater's offline page saves."""
         ballots = [
-            {"slot": one.slot, "quality": dict(one.quality), "match": dict(one.match), "seconds": 12.5}
+            {
+                "slot": one.slot,
+                "revision": 0,
+                "quality": dict(one.quality),
+                "match": dict(one.match),
+                "seconds": 12.5,
+            }
             for one in ballots_of(self.study, self.key, rater)
         ]
         document = {"contract": "ballot_file/v1", "study_id": self.study.study_id, "token": self.links.rater(rater)}
@@ -153,6 +160,12 @@ BAD_FILES: dict[str, tuple[Callable[[Commands], object], str]] = {
     "no time": (of_ballot(seconds=None), "seconds is None"),
     "a time below 0": (of_ballot(seconds=-1), "seconds is -1"),
     "a time that is no number": (of_ballot(seconds=float("nan")), "seconds is nan"),
+    "a time without end": (of_ballot(seconds=-(10**400)), "ballot 3: seconds is -1000"),
+    "no revision": (of_ballot(revision=None), "ballot 3: revision is None"),
+    "a revision below 0": (
+        of_ballot(revision=-1),
+        "ballot 3: revision is -1; it must be a whole number from 0 to 10000",
+    ),
     "no ranks": (of_ballot(quality=None), "ballot 3 has no ranks of quality"),
     "a rank missing": (of_ballot(match={}), "ballot 3, match: rank every set"),
     "a stranger's rank": (of_ballot(match={"0" * 16: 1}), "ballot 3, match: a rank is of pictures that were not shown"),
@@ -182,7 +195,24 @@ def test_a_file_that_disagrees_with_what_was_given_is_refused(study: Commands) -
     study("import", study.write(study.ballot_file()))
     document = study.ballot_file()
     document["ballots"][0]["quality"] = dict.fromkeys(document["ballots"][0]["quality"], 1)
-    assert "rater 2: ballot 1 was already given, with another answer" in study.refusal("import", study.write(document))
+    del document["ballots"][3:]
+    assert "another answer is kept of rater 2's ballot 1, so" in study.refusal("import", study.write(document))
+
+
+def test_a_ballot_that_was_taken_back_and_given_anew_offline_counts(study: Commands) -> None:
+    document = study.ballot_file()
+    early = study.write({**document, "ballots": document["ballots"][:4]}, "early.json")
+    document["ballots"][3] |= {"revision": 1, "match": dict.fromkeys(document["ballots"][3]["match"], 2)}
+    document["ballots"][4]["seconds"] = 10**400
+    late = study.write(document, "late.json")
+    study("import", early)
+    study("import", late)
+    study("import", late, early)
+    box = BallotBox(study.database_url)
+    ballots = box.all(study.study.study_id)
+    box.close()
+    assert [ballot.slot for ballot in ballots] == list(range(len(document["ballots"])))
+    assert set(ballots[3].match.values()) == {2} and ballots[4].seconds == 7 * 24 * 3600
 
 
 def test_a_ballot_that_was_taken_back_is_given_anew_by_a_file(study: Commands) -> None:
@@ -198,6 +228,17 @@ def test_a_ballot_that_was_taken_back_is_given_anew_by_a_file(study: Commands) -
 def test_without_ballots_nothing_is_exported(study: Commands) -> None:
     assert study("export", "--out", study.folder / "out") == ["0 ballots are given: nothing is written"]
     assert not (study.folder / "out").exists()
+
+
+def test_ballots_that_were_all_taken_back_are_no_longer_exported(study: Commands) -> None:
+    (ballot, *_) = ballots_of(study.study, study.key, 1)
+    box = BallotBox(study.database_url)
+    box.give(ballot)
+    study("export", "--out", study.folder / "out")
+    box.withdraw(ballot.study_id, ballot.rater, ballot.slot, ballot.revision)
+    box.close()
+    study("export", "--out", study.folder / "out")
+    assert read_ballots(study.folder / "out", study.study) == ([], 0)
 
 
 def test_without_a_study_each_command_says_how_to_make_one(study: Commands, tmp_path: Path) -> None:

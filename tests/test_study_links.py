@@ -4,6 +4,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ def test_a_form_says_whose_it_is_and_since_when_it_is_shown(monkeypatch: pytest.
     monkeypatch.setattr(time, "time", lambda: now + 12.5)
     read = links.read_form(form)
     assert read[:3] == (3, 5, 1) and read.sec_since_shown == pytest.approx(12.5, abs=1)
+
+
+def test_of_many_who_draw_the_secret_at_once_all_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STUDY_SECRET", raising=False)
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(study_secret, [tmp_path] * 16))
+    assert len(found) == 1 and len(found.pop()) == 64
+    assert os.listdir(tmp_path) == ["study_secret"]
+    (tmp_path / "study_secret").write_text("")  # as a full disk leaves it
+    with pytest.raises(ValueError, match="study_secret holds no whole secret: remove it to draw a new one"):
+        study_secret(tmp_path)
 
 
 def test_the_secret_is_drawn_once_and_readable_by_its_owner_alone(

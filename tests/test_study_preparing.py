@@ -172,8 +172,8 @@ def test_an_altered_study_picture_or_key_is_refused(inputs: Path) -> None:
         document["method_of"][first],
     )
     write_json(key_path, document)
-    with pytest.raises(ValueError, match=r"key\.json is not the key of the study beside it"):
-        read_key(inputs / "study")
+    with pytest.raises(ValueError, match=r"key\.json is not the study's key"):
+        read_key(study)
 
     one, other, *_ = study.picture_sha256
     shutil.copy(study.picture_path(one), study.picture_path(other))

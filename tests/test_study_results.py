@@ -2,9 +2,12 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -82,7 +85,8 @@ def test_raters_who_agree_give_their_order(folder: Folder) -> None:
     for question in ("quality", "match"):
         result = report["questions"][question]
         assert [result["methods"][method]["mean_rank"] for method in ("stackgan", "stage1")] == [1, 2]
-        assert result["methods"]["stackgan"]["low"] == result["methods"]["stackgan"]["high"] == 1
+        for method in result["methods"].values():  # ballots that all say the same do not say how sure that is
+            assert {method[end] for end in ("low", "high", "log_strength_low", "log_strength_high")} == {None}
         assert result["kendalls_w"] == {"of_raters": 1, "within_prompts": 1} and result["krippendorff_alpha"] == 1
         strengths = [result["methods"][method]["log_strength"] for method in ("stackgan", "stage1")]
         assert strengths[0] > 1 and strengths[0] == pytest.approx(-strengths[1])
@@ -184,6 +188,20 @@ def test_files_that_disagree_or_hold_no_valid_ballot_are_refused_by_name(folder:
         ValueError, match=r"b\.parquet: rater 1's ballot 1: quality: a rank is a whole number from 1 to 3"
     ):
         folder.report()
+    once = pq.read_table(folder.keep([first], "b"))
+    seconds = once.schema.get_field_index("seconds")
+    far = once.set_column(seconds, once.field(seconds), pa.array([math.inf] * len(once), pa.float64()))
+    for table, words in (
+        (pa.concat_tables([once, once]), "is ranked twice"),
+        (far, "seconds and origin must be one number from 0 and one of web, offline, simulated"),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(ValueError, match=rf"b\.parquet: rater 1's ballot 1: .*{words}"):
+            folder.report()
+    for changed in ({"origin": "robot"}, {"seconds": math.nan}, {"seconds": -5.0}):
+        folder.keep([first._replace(**changed)], "b")
+        with pytest.raises(ValueError, match=r"b\.parquet: rater 1's ballot 1: seconds and origin must be"):
+            folder.report()
     path.write_bytes(b"no Parquet")
     with pytest.raises(ValueError, match=r"b\.parquet is not a whole Parquet file .*stackgan study export"):
         folder.report()

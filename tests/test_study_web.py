@@ -3,9 +3,10 @@
 import io
 import re
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import unescape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from pipeline.evaluation.study.ballots import BallotBox
 from pipeline.evaluation.study.files import Key, Study, read_key, read_study
 from pipeline.evaluation.study.links import Links
 from pipeline.evaluation.study.offline import offline_page
-from pipeline.evaluation.study.web import MAX_BODY_BYTES
+from pipeline.evaluation.study.web import MAX_BODY_BYTES, create_app
 from tests.evaluation_data import write_crops, write_samples
 from tests.study_data import METHODS, SECRET, VARIATIONS, ranks_by, write_inputs, write_study
 from tests.study_server import Rater, fields_of, form_of, served, undo_of
@@ -69,7 +70,7 @@ def site(study_dir: Path, database_url: str) -> Iterator[Site]:
     links = Links(SECRET, study.study_id, lifetime_days=1)
     box = BallotBox(database_url)
     with served(study, box, links) as url:
-        yield Site(url, study, read_key(study_dir), box, links)
+        yield Site(url, study, read_key(study), box, links)
     box.close()
 
 
@@ -115,6 +116,7 @@ def test_a_rater_can_leave_and_come_back_and_take_the_last_ballot_back(site: Sit
     assert site.rater().give(ranks, ranks, site.rater().open_ballot()["form"]).status_code == 303
     kept = site.box.all(site.study.study_id)[-1]
     assert (kept.slot, kept.revision, kept.quality) == (1, 1, ranks), "ties may be"
+    assert "Take back ballot 2<" in site.rater().get().text
     third = site.ranks(0, 2)
     assert site.rater().give(third, third, stale).status_code == 303, "the page of before still holds"
 
@@ -139,6 +141,53 @@ def test_a_ballot_sent_twice_is_one_and_another_answer_to_it_is_refused(site: Si
     reply = rater.give(reversed_ranks, ranks, form)
     assert reply.status_code == 409 and "already given" in reply.text
     assert site.ballots == [(0, 0)] and site.box.all(site.study.study_id)[0].quality == ranks
+
+
+def test_a_form_that_was_taken_back_meanwhile_is_refused_with_the_way_on(site: Site) -> None:
+    form, ranks = site.rater().open_ballot()["form"], site.ranks(0, 0)
+    site.rater().give(ranks, ranks, form)
+    site.rater().post("/undo", {"undo": undo_of(site.rater().get().text)})
+    reply = site.rater().give(ranks, ranks, form)
+    assert reply.status_code == 409 and "was taken back since this page was opened" in reply.text
+    assert f'href="/r/{site.links.rater(0)}/ballot"' in reply.text and site.ballots == []
+
+
+def test_a_ballot_that_the_database_refuses_is_said_to_be_lost(tmp_path: Path, study_dir: Path) -> None:
+    study = read_study(study_dir)
+    links, box = Links(SECRET, study.study_id, 1), BallotBox(f"sqlite:///{tmp_path / 'ballots.db'}")
+    with served(study, box, links) as url:
+        rater = Rater(url, links.rater(0))
+        form = rater.open_ballot()["form"]
+        with sqlite3.connect(tmp_path / "ballots.db") as database:
+            database.execute("ALTER TABLE ballots RENAME TO elsewhere")
+        ranks = dict.fromkeys(study.showings[0][0].candidate_ids, 1)
+        reply = rater.give(ranks, ranks, form)
+    box.close()
+    assert reply.status_code == 503 and "it was not kept: go back, and send it again" in reply.text
+    assert reply.headers["cache-control"] == "no-store"
+
+
+def test_a_study_that_is_prepared_anew_under_a_server_is_no_longer_shown(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    study, _ = write_study(tmp_path)
+    links, box = Links(SECRET, study.study_id, 1), BallotBox(f"sqlite:///{tmp_path / 'ballots.db'}")
+    picture = next(iter(study.picture_sha256))
+    with served(study, box, links) as url:
+        for changed in ({"picture_size": 64}, {"seed": 4}):
+            write_study(tmp_path, **changed)
+            reply = Rater(url, links.rater(0)).get(f"/pictures/{picture}.png")
+            assert reply.status_code == 503 and "start the server again" in reply.text
+        assert requests.get(f"{url}/admin/{links.admin()}/").status_code == 200, "of the study that it serves"
+    box.close()
+
+
+def test_a_study_is_asked_by_the_code_that_it_was_prepared_with(tmp_path: Path, study_dir: Path) -> None:
+    study = replace(read_study(study_dir), code_sha256="0" * 64)
+    links, box = Links(SECRET, study.study_id, 1), BallotBox(f"sqlite:///{tmp_path / 'ballots.db'}")
+    for ask in (lambda: create_app(study, box, links, ["localhost"]), lambda: offline_page(study, 0, links.rater(0))):
+        with pytest.raises(ValueError, match="prepared with other pages or questions than those of this version"):
+            ask()
+    box.close()
 
 
 def test_forged_foreign_and_expired_links_are_refused_and_logged_without_the_link(
@@ -204,6 +253,7 @@ def test_what_another_sites_page_sends_is_refused(site: Site) -> None:
     for headers in (
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Origin": site.url.replace("127.0.0.1", "localhost")},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},

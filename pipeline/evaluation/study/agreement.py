@@ -114,6 +114,21 @@ def krippendorff_alpha(values: Array) -> float | None:
     return 1 - float((coincidences * distances).sum()) / expected
 
 
+def units_of(ranks: Array) -> Array:
+    """Lay (R, P, M) mid-ranks out for Krippendorff's alpha: (R, units).
+
+    A mid-rank says where a method stands among those it was shown with. So a unit is a method at a prompt within one
+    block of methods, coded by the raters who were shown that block there.
+    """
+    units = [np.full((len(ranks), 0), np.nan)]
+    for of_prompt in np.moveaxis(ranks, 1, 0):
+        is_shown = ~np.isnan(of_prompt)
+        for block in np.unique(is_shown, axis=0):
+            saw_it = (is_shown == block).all(1)
+            units.append(np.where(saw_it[:, None], of_prompt, np.nan)[:, block])
+    return np.concatenate(units, 1)
+
+
 class PositionBias(NamedTuple):
     """Whether the place on the page moved ranks."""
 

@@ -110,8 +110,10 @@ function setUpBallot(form, onGiven) {
     }
   });
   addEventListener("pageshow", () => { submit.disabled = false; }); // also where the browser's Back brings it again
-  show(QUESTIONS[0]);
-  return () => focusOn(cards[0]);
+  return () => {
+    show(QUESTIONS[0]);
+    focusOn(cards[0]);
+  };
 }
 
 // The file for use without a connection.
@@ -120,19 +122,21 @@ function setUpOffline(root) {
   const place = `ballots ${study} ${rater}`;
   const part = (id) => document.getElementById(id);
   const forms = [...document.querySelectorAll("form.ballot")];
-  let given = [];
-  try { given = JSON.parse(localStorage.getItem(place) ?? "[]"); } catch { /* it begins anew */ }
+  let kept = { given: [], revisions: {} }; // the second: how often each was taken back
+  try { kept = JSON.parse(localStorage.getItem(place)) ?? kept; } catch { /* it begins anew */ }
+  const { given, revisions } = kept;
   let shownAt;
 
   function keep() {
-    try { localStorage.setItem(place, JSON.stringify(given)); } catch { /* kept until the page is closed */ }
+    try { localStorage.setItem(place, JSON.stringify(kept)); } catch { /* kept until the page is closed */ }
   }
 
-  const focusFirst = forms.map((form, slot) => setUpBallot(form, (data) => {
+  const begin = forms.map((form, slot) => setUpBallot(form, (data) => {
     const ranks = (question) => Object.fromEntries([...data.entries()]
       .filter(([name]) => name.startsWith(`${question}_`))
       .map(([name, value]) => [name.slice(question.length + 1), Number(value)]));
-    given.push({ slot, quality: ranks("quality"), match: ranks("match"), seconds: (Date.now() - shownAt) / 1000 });
+    const [quality, match, seconds] = [ranks("quality"), ranks("match"), (Date.now() - shownAt) / 1000];
+    given.push({ slot, revision: revisions[slot] ?? 0, quality, match, seconds });
     keep();
     show();
   }));
@@ -149,12 +153,13 @@ function setUpOffline(root) {
     forms.forEach((form, index) => { form.hidden = index !== slot; });
     shownAt = Date.now();
     scrollTo({ top: 0 });
-    if (!isDone) focusFirst[slot]();
+    if (!isDone) begin[slot]();
   }
 
   part("start").addEventListener("click", show);
   part("undo").addEventListener("click", () => {
-    given.pop();
+    const { slot, revision } = given.pop();
+    revisions[slot] = revision + 1;
     keep();
     forms[given.length].querySelector("[type=submit]").disabled = false;
     show();

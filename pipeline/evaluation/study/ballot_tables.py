@@ -1,6 +1,7 @@
 """Ballots as tables: one row a rank, in Parquet (contract ballots/v1) and CSV, for the analysis and for people."""
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.evaluation.study.answers import Ballot, checked_ranks, require_rat
 from pipeline.evaluation.study.files import Key, Study
 
 CONTRACT = "ballots/v1"
+ORIGINS = ("web", "offline", "simulated")
 SCHEMA = pa.schema(
     [
         ("study_id", pa.string()),
@@ -108,7 +110,14 @@ def _ballot(path: Path, study: Study, rater: int, slot: int, rows: Sequence[dict
         if not 0 <= slot < len(study.showings[rater]):
             raise ValueError("no such slot was planned")
         for row in rows:
-            ranks[str(row["question"])][str(row["candidate_id"])] = row["rank"]
+            of_question, candidate = ranks[str(row["question"])], str(row["candidate_id"])
+            if candidate in of_question:
+                raise ValueError(f"{candidate} is ranked twice")
+            of_question[candidate] = row["rank"]
+        about = {(row["seconds"], row["origin"]) for row in rows}
+        seconds, origin = about.pop()
+        if about or not isinstance(seconds, float) or not 0 <= seconds < math.inf or origin not in ORIGINS:
+            raise ValueError(f"seconds and origin must be one number from 0 and one of {', '.join(ORIGINS)}")
         showing = study.showings[rater][slot]
         quality, match = (checked_ranks(showing, ranks[question], question) for question in ranks)
     except (ValueError, KeyError) as error:
@@ -120,8 +129,8 @@ def _ballot(path: Path, study: Study, rater: int, slot: int, rows: Sequence[dict
         revision=0,
         quality=quality,
         match=match,
-        seconds=float(str(rows[0]["seconds"])),
-        origin=str(rows[0]["origin"]),
+        seconds=seconds,
+        origin=str(origin),
     )
 
 

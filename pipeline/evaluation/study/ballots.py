@@ -7,12 +7,13 @@ the next form of that slot has the next revision. A ballot is acknowledged after
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
+from sqlalchemy.schema import CreateTable
 
 from pipeline.evaluation.study.answers import Ballot, Ranks
 
@@ -39,6 +40,9 @@ BALLOTS = sa.Table(
     sa.Column("origin", sa.String(16), nullable=False),
 )
 WITHDRAWALS = sa.Table("withdrawals", METADATA, *_identity())
+
+
+DatabaseError = exc.SQLAlchemyError  # what every method raises where the database does not answer
 
 
 class Progress(NamedTuple):
@@ -79,27 +83,74 @@ class BallotBox:
             self._engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=not is_sqlite)
             if is_sqlite:
                 event.listen(self._engine, "connect", _set_up_sqlite)
-            METADATA.create_all(self._engine)
+            self._make_tables()
         except (exc.SQLAlchemyError, ImportError) as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise ValueError(f"STUDY_DATABASE_URL: {_without_password(url)} cannot be opened: {reason}") from None
         # SQLite has one writer at a time and lets the others poll; queueing here is fair and faster.
         self._writer: AbstractContextManager[Any] = threading.Lock() if is_sqlite else nullcontext()
 
+    def _make_tables(self) -> None:
+        """Make the tables that are not there; another process may be doing the same."""
+        with self._engine.connect() as connection:
+            for table in METADATA.sorted_tables:
+                with suppress(exc.IntegrityError):  # PostgreSQL's word for one that was made in between
+                    connection.execute(CreateTable(table, if_not_exists=True))
+
     def give(self, ballot: Ballot) -> None:
         """Keep a ballot; giving the same one again changes nothing.
 
         Raises:
-            Conflict: this rater has given another answer to this showing, or has already gone on from it.
+            Conflict: this rater has given another answer to this showing, or has taken this one back.
         """
         values = ballot._asdict() | {"quality": _text(ballot.quality), "match": _text(ballot.match)}
         try:
             with self._writer, self._engine.connect() as connection:
                 connection.execute(sa.insert(BALLOTS), values)
         except exc.IntegrityError:
-            kept = self._kept(ballot)
+            kept = self._row(BALLOTS, ballot)
             if kept is None or (kept.quality, kept.match) != (values["quality"], values["match"]):
                 raise Conflict(f"ballot {ballot.slot + 1} was already given, with another answer") from None
+            if self._row(WITHDRAWALS, ballot):
+                raise Conflict(f"ballot {ballot.slot + 1} was taken back since this page was opened") from None
+
+    def bring_in(self, ballots: Iterable[Ballot]) -> None:
+        """Keep the ballots of files; one that a rater gave anew later, in another file, takes the place of the first.
+
+        Raises:
+            Conflict: of some, another answer is kept. None of the ballots is brought in.
+        """
+        newest: dict[tuple[int, int], Ballot] = {}
+        conflicts: list[str] = []
+        for ballot in sorted(ballots, key=lambda one: one.revision):
+            before = newest.get((ballot.rater, ballot.slot))
+            if before and before.revision == ballot.revision and not _is_same(before, ballot):
+                conflicts.append(f"rater {ballot.rater + 1}'s ballot {ballot.slot + 1}")
+            newest[ballot.rater, ballot.slot] = ballot
+        kept = {
+            (ballot.rater, ballot.slot): ballot
+            for study_id in {ballot.study_id for ballot in newest.values()}
+            for ballot in self.all(study_id)
+        }
+        to_give: list[Ballot] = []
+        for place, ballot in newest.items():
+            now = kept.get(place)
+            if now and _is_same(now, ballot):
+                continue
+            if now is None or now.revision < ballot.revision:
+                to_give.append(ballot)
+            else:
+                conflicts.append(f"rater {ballot.rater + 1}'s ballot {ballot.slot + 1}")
+        if conflicts:
+            raise Conflict(
+                f"another answer is kept of {', '.join(conflicts)}, so nothing was brought in: take it back on the "
+                "rater's page if the file's is to count, and import again"
+            )
+        for ballot in to_give:
+            if now := kept.get((ballot.rater, ballot.slot)):
+                self.withdraw(now.study_id, now.rater, now.slot, now.revision)
+            first = self.progress(ballot.study_id, ballot.rater).revision_of(ballot.slot)
+            self.give(ballot._replace(revision=max(first, ballot.revision)))
 
     def withdraw(self, study_id: str, rater: int, slot: int, revision: int) -> None:
         """Take a ballot back; its row stays."""
@@ -143,14 +194,18 @@ class BallotBox:
         """Close the connections."""
         self._engine.dispose()
 
-    def _kept(self, ballot: Ballot) -> Any:
-        named = [BALLOTS.c[name] == getattr(ballot, name) for name in _IDENTITY]
+    def _row(self, table: sa.Table, ballot: Ballot) -> Any:
+        named = [table.c[name] == getattr(ballot, name) for name in _IDENTITY]
         with self._engine.connect() as connection:
-            return connection.execute(sa.select(BALLOTS).where(*named)).one_or_none()
+            return connection.execute(sa.select(table).where(*named)).one_or_none()
 
 
 def _with_withdrawals() -> sa.Join:
     return BALLOTS.outerjoin(WITHDRAWALS, sa.and_(*(BALLOTS.c[name] == WITHDRAWALS.c[name] for name in _IDENTITY)))
+
+
+def _is_same(one: Ballot, other: Ballot) -> bool:
+    return (one.quality, one.match) == (other.quality, other.match)
 
 
 def _text(ranks: Ranks) -> str:
@@ -160,7 +215,7 @@ def _text(ranks: Ranks) -> str:
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     """Let readers go on beside a writer, and sync each transaction to the disk."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -181,7 +181,8 @@ def _with_repeats(
     half = (len(showings) + 1) // 2
     able = [slot for slot in range(half) if is_ranked[slot]]
     firsts = rng.permutation(able).tolist()[:num_repeats]
-    places = sorted(rng.integers(half, len(showings) + 1, len(firsts)).tolist())
+    earliest = min(half + 2, len(showings))  # never soon after the first
+    places = sorted(rng.integers(earliest, len(showings) + 1, len(firsts)).tolist())
     longer = list(showings)
     found: list[tuple[int, int]] = []
     for already, (first, place) in enumerate(zip(firsts, places, strict=True)):

@@ -22,7 +22,16 @@ from pipeline.evaluation.study.design import Check, Plan, PlannedPrompt, Prompt,
 CONTRACT = "study/v1"
 
 # What decides what a rater sees and is asked; with another page, or another way to draw, it is another study.
-ASKING_CODE = ("design.py", "preparing.py", "macros.html.j2", "ballot.html.j2", "ballot.js", "study.css")
+ASKING_CODE = (
+    "design.py",
+    "preparing.py",
+    "questions.py",
+    "macros.html.j2",
+    "ballot.html.j2",
+    "offline.html.j2",
+    "ballot.js",
+    "study.css",
+)
 REMEDY = "run `dvc repro prepare_human_study` to make it"
 
 
@@ -31,6 +40,8 @@ class Study:
     """What may be seen by raters."""
 
     study_id: str
+    code_sha256: str  # of the code that asks its questions, as it was when it was prepared
+    key_sha256: str
     prompts: dict[str, Prompt]
     showings: tuple[tuple[Showing, ...], ...]  # of each rater, slot by slot
     picture_sha256: dict[str, str]  # picture_id -> of its file
@@ -106,6 +117,8 @@ def read_study(folder: Path) -> Study:
         raise ValueError(f"{folder / 'study.json'} was altered: its content does not have its id; {REMEDY}")
     study = Study(
         study_id=document["study_id"],
+        code_sha256=document["code_sha256"],
+        key_sha256=document["key_sha256"],
         prompts={
             prompt["prompt_id"]: Prompt(
                 prompt["prompt_id"],
@@ -127,16 +140,30 @@ def read_study(folder: Path) -> Study:
     return study
 
 
-def read_key(folder: Path) -> Key:
+def require_own_code(study: Study) -> None:
+    """Check that a study is asked by the code that it was prepared with.
+
+    Raises:
+        ValueError: it is not, so that the ballots to come would not be comparable with those that are given.
+    """
+    if study.code_sha256 != study_code_sha256():
+        raise ValueError(
+            f"{study.folder / 'study.json'} was prepared with other pages or questions than those of this version: "
+            "check out the version that it was prepared with to go on asking, or run `dvc repro prepare_human_study` "
+            "for a new study"
+        )
+
+
+def read_key(study: Study) -> Key:
     """Read key.json.
 
     Raises:
-        ValueError: it is missing, or not the key of the study beside it.
+        ValueError: it is missing, or not the study's.
     """
-    path = folder / "key.json"
+    path = study.folder / "key.json"
     document = _read(path)
-    if file_sha256(path) != _read(folder / "study.json").get("key_sha256"):
-        raise ValueError(f"{path} is not the key of the study beside it; {REMEDY}")
+    if file_sha256(path) != study.key_sha256:
+        raise ValueError(f"{path} is not the study's key; {REMEDY}")
     return Key(
         methods=tuple(document["methods"]),
         controls=tuple(document["controls"]),

@@ -7,13 +7,17 @@ act in a rater's name. Links of one study are worth nothing in another: its id i
 import hashlib
 import os
 import secrets
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from pipeline.evaluation.study.answers import Refused
+
+MIN_SECRET_CHARS = 32
 
 Role = Literal["rater", "admin"]
 
@@ -89,21 +93,25 @@ def study_secret(storage_dir: Path) -> str:
     """Return $STUDY_SECRET, or the secret kept in the storage folder, which is drawn once and readable by us alone.
 
     Raises:
-        ValueError: $STUDY_SECRET is too short to keep anything secret.
+        ValueError: it is too short to keep anything secret.
     """
     given = os.environ.get("STUDY_SECRET")
     if given is not None:
-        if len(given) < 32:
-            raise ValueError("STUDY_SECRET is shorter than 32 characters; `openssl rand -hex 32` prints a good one")
+        if len(given) < MIN_SECRET_CHARS:
+            raise ValueError(
+                f"STUDY_SECRET is shorter than {MIN_SECRET_CHARS} characters; `openssl rand -hex 32` prints a good one"
+            )
         return given
     path = storage_dir / "study_secret"
     storage_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="ascii")
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(32))
-        file.flush()
-        os.fsync(file.fileno())
-    return path.read_text(encoding="ascii")
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", encoding="ascii", dir=storage_dir) as file:  # 0600
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(FileExistsError):  # another process was first, and its secret counts
+                os.link(file.name, path)
+    kept = path.read_text(encoding="ascii")
+    if len(kept) < MIN_SECRET_CHARS:
+        raise ValueError(f"{path} holds no whole secret: remove it to draw a new one; links that were handed out end")
+    return kept

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 Array = npt.NDArray[np.float64]
+NO_VARIANCE = 1e-18  # what rounding leaves of it where all ballots say the same
 
 
 class Interval(NamedTuple):
@@ -59,8 +60,8 @@ def mean_rank_intervals(ranks: Array, *, level: float, num_resamples: int, rng: 
         rng: draws them.
 
     Returns:
-        M intervals within 1 and the number of methods that a ballot shows; NaN ends where there is one rater and one
-        prompt.
+        M intervals within 1 and the number of methods that a ballot shows; NaN ends where ballots do not say how sure a
+        mean is: there is one rater or one prompt, or all ballots say the same.
     """
     num_methods = ranks.shape[-1]
     most = float(np.nanmax((~np.isnan(ranks)).sum(-1), initial=1))
@@ -102,8 +103,7 @@ def _intervals(
     scale = np.divide(variance.total, drawn, out=np.zeros_like(drawn), where=drawn > 0) ** 0.5
     # 1 - tail first: the interval is of the truth around the estimate, not of draws around the truth.
     ends = estimates - np.quantile(draws, (1 - tail, tail), axis=0) * scale * widening
-    if not variance.is_known:
-        ends = np.full_like(ends, np.nan)
+    ends[:, ~variance.is_known] = np.nan
     return [Interval(*map(float, row)) for row in zip(estimates, *ends, strict=True)]
 
 
@@ -117,7 +117,7 @@ class VarianceParts(NamedTuple):
     rest: Array  # (K,) what is left
     total: Array  # (K,) of the estimate
     degrees: Array  # (K,) of freedom of `total`
-    is_known: bool  # whether there are two raters or two prompts
+    is_known: npt.NDArray[np.bool_]  # (K,): there are two raters and two prompts, and ballots that differ
 
 
 def variance_parts(ranks: Array, contrasts: Array) -> VarianceParts:
@@ -153,7 +153,7 @@ def two_way_variance(cells: Array, is_given: Any) -> VarianceParts:
     errors = _share(of_raters, num_raters - 1) + _share(of_prompts, num_prompts - 1)
     errors += _share(rest, (num_raters - 1) * (num_prompts - 1))
     degrees = np.divide(total**2, errors, out=np.ones_like(total), where=errors > 0)
-    is_known = max(num_raters, num_prompts) > 1
+    is_known = (total > NO_VARIANCE) & (min(num_raters, num_prompts) > 1)
     return VarianceParts(by_rater, by_prompt, of_raters, of_prompts, rest, total, np.maximum(degrees, 1), is_known)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.evaluation.study.answers import LONGEST_SEC, Ballot, Refused, checked_ranks, require_rater
-from pipeline.evaluation.study.files import Study
+from pipeline.evaluation.study.files import Study, require_own_code
 from pipeline.evaluation.study.links import Links
 from pipeline.evaluation.study.pages import ballot_view, render, script, stylesheet
 
 FILE_CONTRACT = "ballot_file/v1"
+MAX_REVISION = 10_000
 JPEG_QUALITY = 92  # of every picture alike; lossless ones of a whole study would not fit a message
 
 
@@ -22,7 +23,11 @@ def offline_page(study: Study, rater: int, token: str) -> str:
         study: that it is of.
         rater: whose ballots it holds.
         token: of the rater's link: the ballot file carries it, so that it can be trusted.
+
+    Raises:
+        ValueError: the study was prepared with other pages than these.
     """
+    require_own_code(study)
     ballots = [
         ballot_view(study, showing, slot + 1, str(slot), lambda picture: _jpeg_uri(study.picture_path(picture)))
         for slot, showing in enumerate(study.showings[rater])
@@ -66,11 +71,15 @@ def ballots_of_file(document: object, study: Study, links: Links) -> list[Ballot
 def _ballot(answer: object, study: Study, rater: int) -> Ballot:
     if not isinstance(answer, dict):
         raise Refused("a ballot is not an object")
-    slot, seconds = answer.get("slot"), answer.get("seconds")
+    slot, seconds, revision = answer.get("slot"), answer.get("seconds"), answer.get("revision")
     if type(slot) is not int or not 0 <= slot < len(study.showings[rater]):
         raise Refused(f"slot {slot!r} is none of the rater's {len(study.showings[rater])}")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < float("inf"):
         raise Refused(f"ballot {slot + 1}: seconds is {seconds!r}; it must be a number from 0")
+    if type(revision) is not int or not 0 <= revision <= MAX_REVISION:
+        raise Refused(
+            f"ballot {slot + 1}: revision is {revision!r}; it must be a whole number from 0 to {MAX_REVISION}"
+        )
     showing = study.showings[rater][slot]
     ranks = {question: answer.get(question) for question in ("quality", "match")}
     for question, given in ranks.items():
@@ -80,9 +89,9 @@ def _ballot(answer: object, study: Study, rater: int) -> Ballot:
         study_id=study.study_id,
         rater=rater,
         slot=slot,
-        revision=0,
+        revision=revision,
         quality=checked_ranks(showing, ranks["quality"] or {}, f"ballot {slot + 1}, quality"),
         match=checked_ranks(showing, ranks["match"] or {}, f"ballot {slot + 1}, match"),
-        seconds=min(float(seconds), LONGEST_SEC),
+        seconds=float(min(seconds, LONGEST_SEC)),
         origin="offline",
     )

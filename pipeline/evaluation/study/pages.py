@@ -9,21 +9,8 @@ from typing import Any, NamedTuple
 
 from pipeline.evaluation.study.design import Showing
 from pipeline.evaluation.study.files import Study
+from pipeline.evaluation.study.questions import QUESTIONS
 from pipeline.evaluation.templates import page_template
-
-
-class Question(NamedTuple):
-    """What a rater ranks by."""
-
-    name: str
-    title: str
-    text: str
-
-
-QUESTIONS = (
-    Question("quality", "Quality", "Which look most real and best made? Never mind the sentence."),
-    Question("match", "Match", "Which show best what the sentence says? Never mind how real they look."),
-)
 
 
 class CandidateView(NamedTuple):

@@ -9,12 +9,13 @@ strength 1 that is not there keep strengths finite where one method always wins 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, special, stats
+from scipy.sparse import csgraph
 
 from pipeline.evaluation.study.mean_ranks import Array, two_way_variance
 
@@ -45,7 +46,9 @@ def plackett_luce(ranks: Array, *, level: float, num_pseudo: float = NUM_PSEUDO)
 
     Args:
         ranks: (R, P, M) mid-ranks, NaN where a method was not shown.
-        level: of the intervals, which are clustered by rater and by prompt as those of mean ranks are.
+        level: of the intervals, which are clustered by rater and by prompt as those of mean ranks are. Their ends are
+            NaN where those are, and where some methods are never put behind or beside any of the others: then no
+            ballot says how far apart they are (Ford, Solution of a ranking problem from binary comparisons, 1957).
         num_pseudo: wins and losses of each method against one that is not there.
 
     Returns:
@@ -89,9 +92,17 @@ def plackett_luce(ranks: Array, *, level: float, num_pseudo: float = NUM_PSEUDO)
     cells[is_given] -= cells[is_given].mean(0)
     variance = two_way_variance(cells, is_given)
     widths = stats.t.ppf((1 + level) / 2, variance.degrees) * np.sqrt(variance.total)
-    if not variance.is_known:
-        widths = np.full_like(widths, np.nan)
+    widths[~variance.is_known | _is_separated(counts, num_methods)] = np.nan
     return Strengths(log_strengths, log_strengths - widths, log_strengths + widths, np.exp(parameters[num_methods:]))
+
+
+def _is_separated(choices: Iterable[Choice], num_methods: int) -> bool:
+    """Return whether methods fall into sets of which one is always put before the other."""
+    is_not_behind = np.zeros((num_methods, num_methods), bool)
+    for chosen, left in choices:
+        is_not_behind[np.ix_(chosen, left)] = True
+    num_sets, _ = csgraph.connected_components(is_not_behind, connection="strong")
+    return num_sets > 1
 
 
 def _spread(values: Array, places: npt.NDArray[np.bool_]) -> Array:

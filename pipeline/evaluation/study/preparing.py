@@ -93,8 +93,9 @@ def prepare_study(
         ("real", num_real_checks, (REAL,)),
         ("shuffled", num_shuffled_checks, (REAL, WRONG)),
     ]
+    left = np.resize(rng.permutation(len(captions)), num_real_checks + num_shuffled_checks).tolist()
     for kind, count, own in checks:
-        for index in rng.integers(0, len(captions), count).tolist():
+        for index in [left.pop() for _ in range(count)]:
             others = [method for method in (*methods, *controls) if method != REAL]
             drawn = [others[place] for place in rng.permutation(len(others)).tolist()]
             asked.append(_Asked(captions[index], (*own, *drawn[: size - len(own)]), kind))

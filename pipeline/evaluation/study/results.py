@@ -18,6 +18,7 @@ from pipeline.evaluation.study.agreement import (
     num_raters_needed,
     position_bias,
     rater_blocks,
+    units_of,
 )
 from pipeline.evaluation.study.answers import Ballot
 from pipeline.evaluation.study.ballot_tables import read_ballots
@@ -69,7 +70,8 @@ def evaluate_human_rank(
     Raises:
         ValueError: the study or a file of ballots is missing, altered or not valid.
     """
-    study, key = read_study(study_dir), read_key(study_dir)
+    study = read_study(study_dir)
+    key = read_key(study)
     ballots, num_strangers = read_ballots(ballots_dir, study)
     attention = attention_of(study, key, ballots)
     excluded = exclusions(
@@ -178,7 +180,7 @@ def _result(
         if test
         else None,
         "kendalls_w": {"of_raters": kendalls_w(blocks), "within_prompts": mean_prompt_w(ranks)},
-        "krippendorff_alpha": krippendorff_alpha(ranks.reshape(len(ranks), -1)),
+        "krippendorff_alpha": krippendorff_alpha(units_of(ranks)),
         "tie_prevalence": strengths.tie_prevalence.tolist() if strengths else [],
         "position_bias": {
             "p_value": bias.p_value,

@@ -5,12 +5,13 @@ signature, and its ranks against what was shown. What is refused is logged witho
 their id among the study's, so no request makes a path.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from anyio import to_thread
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -28,11 +29,12 @@ from pipeline.evaluation.study.answers import (
     require_rater,
 )
 from pipeline.evaluation.study.ballot_tables import csv_bytes, parquet_bytes
-from pipeline.evaluation.study.ballots import BallotBox, Conflict, Progress
-from pipeline.evaluation.study.files import Study, read_key
+from pipeline.evaluation.study.ballots import BallotBox, Conflict, DatabaseError, Progress
+from pipeline.evaluation.study.files import Study, read_key, require_own_code
 from pipeline.evaluation.study.links import Form, Links
 from pipeline.evaluation.study.mean_ranks import mean_ranks
-from pipeline.evaluation.study.pages import QUESTIONS, ballot_view, render, script, stylesheet
+from pipeline.evaluation.study.pages import ballot_view, render, script, stylesheet
+from pipeline.evaluation.study.questions import QUESTIONS
 from pipeline.evaluation.study.ranks import rank_arrays
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,11 @@ def create_app(study: Study, box: BallotBox, links: Links, allowed_hosts: Sequen
         box: where ballots go.
         links: signs and reads personal links.
         allowed_hosts: names that the site answers to; others are refused (DNS rebinding).
+
+    Raises:
+        ValueError: the study has no key of its own, or was prepared with other pages than these.
     """
+    require_own_code(study)
     site = _Site(study, box, links)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_few_threads)
     routes: list[tuple[str, str, Callable[..., Any]]] = [
@@ -82,6 +88,7 @@ def create_app(study: Study, box: BallotBox, links: Links, allowed_hosts: Sequen
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Conflict, _refused)
     app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(DatabaseError, _without_database)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False)
     app.add_middleware(_Headers)
     return app
@@ -101,7 +108,7 @@ async def _form_fields(request: Request) -> dict[str, str]:
         HTTPException: 403 of another site's page, 413 too large, 422 not a form.
     """
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    is_foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    is_foreign = origin is not None and origin.partition("://")[2] != request.headers.get("host")
     if is_foreign or site not in (None, "same-origin", "none"):
         raise HTTPException(403, "this was sent by another site's page")
     body = b""
@@ -125,7 +132,7 @@ class _Site:
     """The pages. Each is a plain function that waits for the database in a thread of its own."""
 
     def __init__(self, study: Study, box: BallotBox, links: Links):
-        self._study, self._box, self._links = study, box, links
+        self._study, self._key, self._box, self._links = study, read_key(study), box, links
         self._styles, self._scripts = stylesheet(), script("ballot.js")
 
     def front(self) -> Response:
@@ -160,10 +167,14 @@ class _Site:
         rater = self._rater(token)
         progress, showings = self._progress(rater), self._study.showings[rater]
         slot = progress.next_slot
-        undo = {"undo_url": f"/r/{token}/undo", "undo_form": ""}
+        undo: dict[str, Any] = {}
         if progress.given:
             last = max(progress.given)
-            undo["undo_form"] = self._links.form(rater, last, progress.revision_of(last))
+            undo = {
+                "undo_url": f"/r/{token}/undo",
+                "undo_form": self._links.form(rater, last, progress.revision_of(last)),
+                "undo_number": last + 1,
+            }
         if slot >= len(showings):
             text = "All your ballots are given. You can close this page."
             return _message(200, "That was all: thank you", text, **undo)
@@ -171,7 +182,9 @@ class _Site:
         view = ballot_view(
             self._study, showings[slot], slot + 1, form, lambda picture: f"/r/{token}/pictures/{picture}.png"
         )
-        return HTMLResponse(render("ballot.html.j2", ballot=view, num_ballots=len(showings), **undo))
+        return HTMLResponse(
+            render("ballot.html.j2", ballot=view, num_ballots=len(showings), num_given=len(progress.given), **undo)
+        )
 
     def give(self, token: str, fields: Fields) -> Response:
         rater = self._rater(token)
@@ -209,9 +222,12 @@ class _Site:
             path = self._study.picture_path(picture_id)
         except KeyError:
             raise HTTPException(404, "there is no such picture in this study") from None
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != self._study.picture_sha256[picture_id]:
+            raise HTTPException(503, "the study was prepared anew: whoever serves it has to start the server again")
         # No file name, date or hash of the file goes along: they could tell when, and so by what, it was made.
         headers = {"Cache-Control": "private, max-age=86400, immutable"}
-        return Response(path.read_bytes(), media_type="image/png", headers=headers)
+        return Response(content, media_type="image/png", headers=headers)
 
     def admin(self, token: str) -> Response:
         self._links.require_admin(token)
@@ -248,14 +264,15 @@ class _Site:
     def _table(self, token: str, write: Callable[..., bytes], media_type: str) -> Response:
         self._links.require_admin(token)
         ballots = self._box.all(self._study.study_id)
-        return Response(write(self._study, read_key(self._study.folder), ballots), media_type=media_type)
+        return Response(write(self._study, self._key, ballots), media_type=media_type)
 
     def _mean_ranks(self, ballots: Sequence[Ballot]) -> Mapping[str, list[str]]:
         if not ballots:
             return {}
-        key = read_key(self._study.folder)
-        by_question = [mean_ranks(ranks) for ranks in rank_arrays(self._study, key, ballots).ranks.values()]
-        return {method: [f"{means[place]:.2f}" for means in by_question] for place, method in enumerate(key.methods)}
+        by_question = [mean_ranks(ranks) for ranks in rank_arrays(self._study, self._key, ballots).ranks.values()]
+        return {
+            method: [f"{means[place]:.2f}" for means in by_question] for place, method in enumerate(self._key.methods)
+        }
 
     def _rater(self, token: str) -> int:
         rater = self._links.read_rater(token)
@@ -272,7 +289,7 @@ class _Site:
         return self._box.progress(self._study.study_id, rater)
 
 
-def _message(status: int, title: str, text: str, **more: str) -> Response:
+def _message(status: int, title: str, text: str, **more: Any) -> Response:
     return HTMLResponse(render("message.html.j2", title=title, text=text, **more), status)
 
 
@@ -280,10 +297,21 @@ async def _refused(request: Request, error: Exception) -> Response:
     """Answer a refused request with a page, and log why; the link, which is a key, is not logged."""
     status = 403 if isinstance(error, Refused) else 409 if isinstance(error, Conflict) else _status_of(error)
     reason = str(getattr(error, "detail", None) or error)
-    role, _, page = request.url.path.lstrip("/").partition("/")
-    page = page.partition("/")[2]  # what stands between is a link
+    role, _, rest = request.url.path.lstrip("/").partition("/")
+    link, _, page = rest.partition("/")
     logger.warning("refused (%d): %s /%.10s/…/%.40s: %s", status, request.method, role, page, reason)
-    return _message(status, "This was not accepted", reason[:1].upper() + reason[1:] + ".")
+    # Who came with a link of this study, and another tab, say, finds the way back.
+    onward = {"action_url": f"/r/{link}/ballot", "action": "Go on"} if isinstance(error, Conflict) else {}
+    return _message(status, "This was not accepted", reason[:1].upper() + reason[1:] + ".", **onward)
+
+
+async def _without_database(request: Request, error: Exception) -> Response:
+    """Say that nothing was kept, and how to go on."""
+    logger.error("the database does not answer: %s: %s", request.method, str(error).splitlines()[0])
+    text = (
+        "The database of this study does not answer. If you sent a ballot, it was not kept: go back, and send it again."
+    )
+    return _message(503, "Please try again", text)
 
 
 def _status_of(error: Exception) -> int:
