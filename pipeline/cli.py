@@ -72,8 +72,8 @@ def generate(
         What was written.
 
     Raises:
-        ValueError: no caption, one that cannot be embedded, a number out of range, a missing model, or models that do
-            not belong together.
+        ValueError: no caption, one that cannot be embedded, a number out of range, a missing model, models that do not
+            belong together, or a place that cannot be written.
     """
     _require_ranges(len(captions), seed, num_noises, num_interpolated)
     num_pictures = (num_interpolated or len(captions)) * num_noises * (1 + both_stages)
@@ -87,9 +87,12 @@ def generate(
     else:
         subjects = [Subject(embedding=row, caption=text) for row, text in zip(embeddings, texts, strict=True)]
     pictures = pictures_of(subjects, range(seed, seed + num_noises), painters)
-    if is_folder:
-        return _write_folder(pictures, Path(out))
-    write_picture(pictures[0], Path(out))
+    try:
+        if is_folder:
+            return _write_folder(pictures, Path(out))
+        write_picture(pictures[0], Path(out))
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written ({error.strerror})") from None
     return [Path(out)]
 
 
@@ -108,6 +111,8 @@ def _require_ranges(num_captions: int, seed: int, num_noises: int, num_interpola
 
 def _is_folder(out: str, num_pictures: int) -> bool:
     """Say whether `out` stands for a folder: it is one, ends in a slash, or has no ending."""
+    if not out:
+        raise ValueError("--out is empty: give a name that ends in .png, or a folder")
     path = Path(out)
     if path.is_dir() or out.endswith("/") or not path.suffix:
         if path.is_file():
@@ -127,7 +132,7 @@ def _embedded(encoder: TextEncoder, captions: Sequence[Caption]) -> Tensor:
         try:
             rows.append(encoder.encode([caption.text], 1))
         except ValueError as error:
-            raise ValueError(f"{caption.place}: {str(error).removeprefix('captions[0] ')}") from None
+            raise ValueError(str(error).replace("captions[0]", caption.place)) from None
     _note_unread(encoder, [caption.text for caption in captions])
     return torch.cat(rows)
 
@@ -170,11 +175,16 @@ def _generate(arguments: argparse.Namespace) -> Iterable[object]:
 def _captions_of(arguments: argparse.Namespace) -> list[Caption]:
     if arguments.captions and arguments.file:
         raise ValueError("captions are given both as arguments and with --file: choose one")
+    if "-" in arguments.captions and len(arguments.captions) > 1:
+        raise ValueError("- reads captions from standard input: give it alone, or captions alone")
     if arguments.captions == ["-"] or arguments.file == "-":
         return captions_of_lines(sys.stdin.buffer, "standard input")
     if arguments.file:
-        with Path(arguments.file).open("rb") as file:
-            return captions_of_lines(file, arguments.file)
+        try:
+            with Path(arguments.file).open("rb") as file:
+                return captions_of_lines(file, arguments.file)
+        except OSError as error:
+            raise ValueError(f"--file {arguments.file} cannot be read ({error.strerror})") from None
     return captions_of_arguments(arguments.captions)
 
 

@@ -189,6 +189,10 @@ class Training(Protocol):
         """Files and folders that `loop` reads."""
         ...
 
+    def require_possible(self) -> None:
+        """Raise ValueError where no worker could do it."""
+        ...
+
 
 Beside = Callable[[str], AbstractContextManager[object]]
 
@@ -206,8 +210,8 @@ def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None =
         beside: what runs beside the loop, once on each machine other than this one, called with the machine's name.
 
     Raises:
-        ValueError: raised by `loop`, and told at once; or more GPUs were asked for than there are, or the bucket
-            cannot be written.
+        ValueError: the training is not possible, before any worker is started; raised by `loop`, and told at once; or
+            more GPUs were asked for than there are, or the bucket cannot be written.
         FloatingPointError: raised by `loop`, and told at once.
         OSError: likewise, such as a full disk; but for a lost connection, which may come back, the group is started
             again first.
@@ -216,6 +220,7 @@ def fit(loop: Callable[[], None], training: Training, *, beside: Beside | None =
     import ray
     from ray.train import ControllerError, TrainingFailedError
 
+    training.require_possible()
     hardware, name = training.hardware, training.storage_dir.name
     start(hardware.num_workers)
     check_gpus(hardware)

@@ -201,6 +201,8 @@ def _require_listener(address: str) -> None:
         ValueError: it is no address.
         ConnectionError: nobody listens there.
     """
+    if not address:
+        raise ValueError(f"no cluster is named: {HOW}, as --address or in RAY_API_SERVER_ADDRESS")
     parts = urlsplit(address)
     try:
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -208,7 +210,7 @@ def _require_listener(address: str) -> None:
         if not host or parts.username or parts.password:
             raise ValueError("a host, and no password, belongs there")
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{address or 'nothing'} is no address of a cluster ({_one_line(error)}); {HOW}") from None
+        raise ValueError(f"{address} is no address of a cluster ({_one_line(error)}); {HOW}") from None
     try:
         socket.create_connection((host, port), CONNECT_SEC).close()
     except OSError as error:

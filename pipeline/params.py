@@ -4,7 +4,7 @@ An unknown, missing or wrongly typed key is refused by its dotted name. No field
 stands in params.yaml. A change of this file retrains nothing (see tests/test_architecture.py), so it computes nothing.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -28,10 +28,11 @@ Speedup = Literal[
 
 
 def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> Section:
-    """Read one section of params.yaml into its dataclass.
+    """Read one section of params.yaml into its dataclass, and check the others: a slip in a late one costs no training.
 
     Raises:
-        ValueError: the file, section or a key is missing, unknown, of another type or out of range.
+        ValueError: the file, section or a key is missing, unknown, of another type or out of range, or two sections do
+            not go together.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: run from the repository's root")
@@ -39,7 +40,23 @@ def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> S
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    values = document.get(section) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or section not in document:
+        raise ValueError(f"{path}: section {section!r} is missing or holds no keys")
+    asked = _read(path, section, document[section], cls)
+    if unknown := [str(name) for name in document if name not in SECTIONS]:
+        raise ValueError(f"{path}: unknown section {', '.join(unknown)}; it may hold {', '.join(SECTIONS)}")
+    sections = {name: _read(path, name, values, SECTIONS[name]) for name, values in document.items()}
+    for name, key, other_name, other_key in AT_MOST:
+        if name in sections and other_name in sections:
+            value, most = getattr(sections[name], key), getattr(sections[other_name], other_key)
+            if value > most:
+                raise ValueError(
+                    f"{path}: {name}.{key} is {value}; it must be at most {other_name}.{other_key}, which is {most}"
+                )
+    return asked
+
+
+def _read(path: Path, section: str, values: object, cls: type[Section]) -> Section:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: section {section!r} is missing or holds no keys")
     fields = get_type_hints(cls)
@@ -60,7 +77,7 @@ def load_params(section: str, cls: type[Section], path: Path = PARAMS_PATH) -> S
 def _typed(key: str, value: object, kind: Any) -> Any:
     """Return `value` if it is of the annotated kind (an int passes as a float, a list as a tuple), else raise."""
     if get_origin(kind) is Literal:
-        if value not in get_args(kind) or isinstance(value, bool):
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
             raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(map(str, get_args(kind)))}")
         return value
     if get_origin(kind) is tuple:
@@ -71,7 +88,8 @@ def _typed(key: str, value: object, kind: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{key} is {value!r}; it must be a mapping, {{}} for none")
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        _require(abs(value) <= sys.float_info.max, key, value, "a finite float")
         return float(value)
     if kind is not float and type(value) is kind:
         return value
@@ -267,6 +285,10 @@ class GanParams:
         _require_positive(self, *keys)
         for key in ("kl_weight", "interpolation_weight", "gradient_penalty_weight"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
+        penalised = self.gradient_penalty != "none"
+        remedy = "above 0 with a gradient_penalty (10.0 for r1, 2.0 for matching_aware), and 0.0 without"
+        weight = self.gradient_penalty_weight
+        _require(penalised == (weight > 0), "gradient_penalty_weight", weight, remedy)
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 for none, or below 1, such as 0.999")
         halved = self.generator_dim % 8 == 0
         _require(halved, "generator_dim", self.generator_dim, "a multiple of 8 (its layers halve it)")
@@ -430,3 +452,28 @@ class EvaluateHumanRankParams:
         _require(self.min_median_sec >= 0, "min_median_sec", self.min_median_sec, "0 or more")
         _require(0.5 <= self.confidence < 1, "confidence", self.confidence, "0.5 or more and below 1, such as 0.95")
         _require(self.num_resamples >= 100, "num_resamples", self.num_resamples, "100 or more")
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "dataset": DatasetParams,
+    "hardware": HardwareParams,
+    "make_demo_dataset": MakeDemoDatasetParams,
+    "crop_images": CropImagesParams,
+    "fit_text_encoder": FitTextEncoderParams,
+    "embed_captions": EmbedCaptionsParams,
+    "gan": GanParams,
+    "train_stage1": TrainParams,
+    "train_stage2": TrainParams,
+    "generate_samples": GenerateSamplesParams,
+    "train_classifier": TrainClassifierParams,
+    "evaluate_inception": EvaluateInceptionParams,
+    "prepare_human_study": PrepareHumanStudyParams,
+    "evaluate_human_rank": EvaluateHumanRankParams,
+    "report": ReportParams,
+}
+# What may not be more than what an earlier stage makes.
+AT_MOST = (
+    ("gan", "captions_averaged", "crop_images", "captions_per_image"),
+    ("generate_samples", "captions_per_image", "crop_images", "captions_per_image"),
+    ("prepare_human_study", "pictures_per_caption", "generate_samples", "variations_per_caption"),
+)

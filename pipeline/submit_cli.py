@@ -77,11 +77,11 @@ def _add_pull(command: argparse.ArgumentParser) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> Iterable[str]:
-    if arguments.overrides:
-        document = composed(arguments.overrides)
+    document = composed(arguments.overrides) if arguments.overrides else None
+    server = JobServer(arguments.address)
+    if document:  # not before: a mistake leaves params.yaml as it was
         with replaced_file(Path("params.yaml")) as path:
             path.write_text(yaml.safe_dump(document, sort_keys=False))
-    server = JobServer(arguments.address)
     if is_reproduced(arguments.targets):
         return ["nothing to do: every stage is reproduced", *_pulled(arguments, arguments.targets)]
     submission = prepared(server.address, arguments.targets)

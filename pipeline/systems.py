@@ -46,8 +46,10 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """Return what `dvc exp run -S ...` would write into params.yaml.
 
     Raises:
-        ValueError: an override names no group, choice or key.
+        ValueError: there is no conf/ here, or an override names no group, choice or key.
     """
+    if not CONF_DIR.is_dir():
+        raise ValueError(f"{CONF_DIR} is missing: run from the repository's root")
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

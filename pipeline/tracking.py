@@ -149,8 +149,10 @@ def read_stage_node(stage: str) -> StageNode:
     """Read dvc.yaml and params.yaml of the working folder.
 
     Raises:
-        ValueError: dvc.yaml has no such stage.
+        ValueError: dvc.yaml is not here, or has no such stage.
     """
+    if not Path("dvc.yaml").is_file():
+        raise ValueError("dvc.yaml is missing: run from the repository's root")
     document = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     nodes: dict[str, Any] = document["stages"]
@@ -384,7 +386,12 @@ def _open_run(node: StageNode, inputs: Mapping[str, str]) -> StageRun:
 
     mark = fingerprint(node, inputs)
     source = _source_tags(node)
-    storage_root().mkdir(parents=True, exist_ok=True)
+    try:
+        storage_root().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{storage_root()} cannot be made ({error.strerror}); set RUN_STORAGE to a folder that can be written"
+        ) from None
     uri = tracking_uri()
     client = MlflowClient(uri)
     experiment_id = _experiment_id(client, node.dataset)

@@ -38,6 +38,11 @@ class Training:
     hardware: Group
     bucket: str | None = None
     reads: tuple[Path, ...] = ()
+    reason: str = ""
+
+    def require_possible(self) -> None:
+        if self.reason:
+            raise ValueError(self.reason)
 
 
 PAIR = Group()
@@ -66,6 +71,13 @@ def die_once(path: Path) -> str:
         path.write_text("died")
         os.kill(os.getpid(), signal.SIGKILL)
     return path.read_text()
+
+
+def test_a_training_that_is_not_possible_is_refused_before_ray_is_asked(tmp_path: Path) -> None:
+    ray.shutdown()
+    with pytest.raises(ValueError, match="a batch of 7"):
+        fit(die_once, Training(tmp_path / "job", PAIR, reason="a batch of 7"))
+    assert not ray.is_initialized()
 
 
 def test_results_come_in_the_order_of_the_jobs() -> None:

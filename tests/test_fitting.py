@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.text.char_cnn_rnn import character_codes
-from pipeline.text.fitting import PairSampler, random_crops
+from pipeline.text.fitting import PairSampler, cropped_rows
 from pipeline.text.image_encoders import FeatureProjection, encode_images
 from pipeline.text.retrieval import class_retrieval
 from tests.text_data import COLOURS, TrainingSet, fitted, weights_of
@@ -56,7 +56,7 @@ def test_a_step_depends_on_seed_and_step_alone() -> None:
 def test_crops_cover_every_place_borders_included_and_half_are_mirrored() -> None:
     y, x = np.mgrid[:76, :76].astype(np.uint8)
     images = np.stack((y, x, np.zeros_like(x)), axis=2)[None].repeat(2, axis=0)
-    crops = random_crops(images, np.arange(1000) % 2, np.random.default_rng(0)).astype(int)
+    crops = cropped_rows(images, np.arange(1000) % 2, np.random.default_rng(0)).astype(int)
     mirrored = crops[:, 0, 0, 1] > crops[:, 0, 63, 1]
     assert abs(mirrored.mean() - 0.5) < 0.08
     plain = np.where(mirrored[:, None, None, None], crops[:, :, ::-1], crops)

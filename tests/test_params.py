@@ -12,44 +12,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from pipeline import params as params_module
-from pipeline.params import (
-    CropImagesParams,
-    DatasetParams,
-    EmbedCaptionsParams,
-    EvaluateHumanRankParams,
-    EvaluateInceptionParams,
-    FitTextEncoderParams,
-    GanParams,
-    GenerateSamplesParams,
-    HardwareParams,
-    MakeDemoDatasetParams,
-    PrepareHumanStudyParams,
-    ReportParams,
-    TrainClassifierParams,
-    TrainParams,
-    load_params,
-)
+from pipeline.params import SECTIONS, GanParams, load_params
 
 ROOT = Path(__file__).parents[1]
 PARAMS_PATH = ROOT / "params.yaml"
 CONF_DIR = ROOT / "conf"
-SECTIONS: dict[str, type[Any]] = {
-    "dataset": DatasetParams,
-    "hardware": HardwareParams,
-    "make_demo_dataset": MakeDemoDatasetParams,
-    "crop_images": CropImagesParams,
-    "fit_text_encoder": FitTextEncoderParams,
-    "embed_captions": EmbedCaptionsParams,
-    "gan": GanParams,
-    "train_stage1": TrainParams,
-    "train_stage2": TrainParams,
-    "generate_samples": GenerateSamplesParams,
-    "train_classifier": TrainClassifierParams,
-    "evaluate_inception": EvaluateInceptionParams,
-    "prepare_human_study": PrepareHumanStudyParams,
-    "evaluate_human_rank": EvaluateHumanRankParams,
-    "report": ReportParams,
-}
 COMMITTED: dict[str, dict[str, Any]] = yaml.safe_load(PARAMS_PATH.read_text())
 KEYS = [(section, field.name) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
 GROUPS = {
@@ -154,8 +121,10 @@ def test_2e_4_is_text_to_yaml_and_refused_with_the_way_to_write_it(section: str,
         ("train_stage1", "num_epochs", 3.0, "int"),
         ("train_stage1", "num_epochs", "3", "int"),
         ("train_stage1", "learning_rate", True, "float"),
-        ("train_stage1", "learning_rate", float("nan"), "float"),
-        ("train_stage1", "learning_rate", float("inf"), "float"),
+        ("train_stage1", "learning_rate", float("nan"), "a finite float"),
+        ("train_stage1", "learning_rate", float("inf"), "a finite float"),
+        ("train_stage1", "learning_rate", 10**400, "a finite float"),
+        ("gan", "stage1_size", 64.0, "one of 64, 128, 256"),
         ("gan", "conditioning_augmentation", 1, "bool"),
         ("gan", "conditioning_augmentation", "yes please", "bool"),
         ("fit_text_encoder", "conv_dims", 3, "list"),
@@ -292,6 +261,46 @@ def test_networks_that_do_not_fit_together_are_refused_by_the_key(
     assert f"gan.{key} is " in message and " where " in message
 
 
+@pytest.mark.parametrize(("form", "weight"), [("r1", 0.0), ("matching_aware", 0.0), ("none", 5.0)])
+def test_a_gradient_penalty_goes_with_its_weight(form: str, weight: float, tmp_path: Path) -> None:
+    values = {"gradient_penalty": form, "gradient_penalty_weight": weight}
+    message = refusal(altered(tmp_path, "gan", lambda section: section.update(values)), "gan")
+    assert (
+        f"gan.gradient_penalty_weight is {weight}; it must be above 0 with a gradient_penalty (10.0 for r1" in message
+    )
+
+
+def altered_whole(tmp_path: Path, **changed: dict[str, Any]) -> Path:
+    """Write all committed sections, some of them changed."""
+    return write(
+        tmp_path / "params.yaml", COMMITTED | {name: COMMITTED.get(name, {}) | changed[name] for name in changed}
+    )
+
+
+def test_a_slip_in_a_late_section_is_refused_by_the_first_stage(tmp_path: Path) -> None:
+    for section, key in (("train_stage2", "num_epoch"), ("report", "caption")):
+        path = altered_whole(tmp_path, **{section: {key: 3}})
+        assert f"unknown key {section}.{key}" in refusal(path, "make_demo_dataset")
+    message = refusal(altered_whole(tmp_path, train_stage_2={}), "make_demo_dataset")
+    assert "unknown section train_stage_2; it may hold dataset, " in message
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "most"),
+    [
+        ("generate_samples", {"captions_per_image": 11}, "crop_images.captions_per_image"),
+        ("gan", {"captions_averaged": 11}, "crop_images.captions_per_image"),
+        ("prepare_human_study", {"pictures_per_caption": 6}, "generate_samples.variations_per_caption"),
+    ],
+)
+def test_a_stage_cannot_use_more_than_an_earlier_one_makes(
+    section: str, values: dict[str, int], most: str, tmp_path: Path
+) -> None:
+    ((key, value),) = values.items()
+    message = refusal(altered_whole(tmp_path, **{section: values}), "make_demo_dataset")
+    assert f"{section}.{key} is {value}; it must be at most {most}, which is " in message
+
+
 @pytest.mark.parametrize("section", [section for section, key in KEYS if key == "seed"])
 def test_a_negative_seed_is_refused_by_its_key(section: str, tmp_path: Path) -> None:
     path = altered(tmp_path, section, lambda values: values.update(seed=-1))
@@ -365,7 +374,7 @@ def test_every_combination_of_groups_loads(overrides: list[str], tmp_path: Path)
 @pytest.mark.parametrize("dataset", GROUPS["dataset"])
 def test_a_data_set_alone_brings_a_size_that_loads(dataset: str, tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", composition([f"dataset={dataset}"]))
-    assert load_params("dataset", DatasetParams, path).name == dataset
+    assert load_params("dataset", SECTIONS["dataset"], path).name == dataset
     for section, cls in SECTIONS.items():
         load_params(section, cls, path)
 

@@ -228,7 +228,8 @@ def test_missing_reports_are_said_to_be_missing(inputs: Inputs, tmp_path: Path) 
 
 def human_rank(summary: str, num_simulated: int = 0, **questions: Any) -> dict[str, Any]:
     counts = {"num_raters_excluded": 1, "num_simulated_ballots": num_simulated}
-    return {"summary": summary, "methods": ["stackgan", "stage1"], "questions": questions, **counts}
+    rules = {"confidence": 0.95}
+    return {"summary": summary, "methods": ["stackgan", "stage1"], "questions": questions, "rules": rules, **counts}
 
 
 def page_with(inputs: Inputs, tmp_path: Path, report: dict[str, Any], **changes: Any) -> str:
@@ -258,6 +259,9 @@ def test_mean_ranks_stand_with_their_intervals_beside_the_papers(inputs: Inputs,
     page = page_with(inputs, tmp_path, report, dataset_name="oxford")
     text = " ".join(Elements(page).text.split())
     assert "9 of 10 raters, 1 left out by rules that were fixed before" in text
+    assert "holds the true one in 95% of such studies" in text and "Stage-I1.771.77methodsdiffer" in text.replace(
+        " ", ""
+    )
     assert "Stage-II1.231.11" in text.replace(" ", "").replace("\u2011", "-")
     assert "These ballots were simulated: they say nothing of people." in text
     assert "GAN-INT-CLS 1.87 ± .03; StackGAN, CA, text twice 1.13 ± .03" in text and "0.0012" in text

@@ -218,7 +218,7 @@ def fresh(repository: Repository, submitted: subprocess.CompletedProcess[str]) -
         ("10.77.0.6:6379", "10.77.0.6:6379 is no address of a cluster"),
         ("http://user:word@10.77.0.6:8265", "and no password, belongs there"),
         ("http://10.77.0.5:5000", "http://10.77.0.5:5000 is no Ray cluster"),
-        ("", "nothing is no address of a cluster"),
+        ("", "no cluster is named: give the head's dashboard, such as http://head:8265, as --address or in RAY_API"),
     ],
 )
 def test_a_wrong_address_is_told_at_once(cluster: LocalCluster, fresh: Repository, address: str, words: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.data.batches import Batch
 from pipeline.data.tables import read_embedding_dim, read_encoder
+from pipeline.data.transforms import PictureTransform
 from pipeline.gan.architecture import architecture_of
 from pipeline.gan.memory import free_bytes, require_fitting, step_memory
 from pipeline.gan.stages import Stage, new_stage
@@ -69,41 +70,57 @@ class TrainingJob:
         """Return whether this is the Stage-II of a GAN of one stage."""
         return self.stage_number == 2 and self.gan.stage2_size == "none"
 
+    def require_possible(self) -> None:
+        """Check what can be checked before anything is read: on the workers, and before there are any.
 
-def require_possible(job: TrainingJob) -> None:
-    """Check what can be checked before anything is read.
+        Raises:
+            ValueError: the batch cannot be shared out, the pictures' transform is none, or the storage folder cannot be
+                written.
+        """
+        if self.has_nothing_to_train:
+            return
+        batch_size, accumulation = self.train.batch_size, self.train.accumulation
+        # A training that may go on with fewer workers must be able to with each number of them, not only today's.
+        for workers in sorted({num_workers(), *range(self.hardware.fewest_workers, self.hardware.num_workers + 1)}):
+            if batch_size % (workers * accumulation):
+                parts = f" x {accumulation} parts ({self.section}.accumulation)" if accumulation > 1 else ""
+                raise ValueError(
+                    f"{self.section}.batch_size {batch_size} cannot be shared equally among {workers} workers{parts}; "
+                    "take a multiple, or set hardware.num_workers and min_workers to numbers that divide it"
+                )
+            num_at_once = batch_size // (workers * accumulation)
+            if self.gan.interpolation_weight and (num_at_once % 2 or num_at_once < 4):
+                raise ValueError(
+                    f"{self.section}.batch_size {batch_size} gives each of {workers} workers {num_at_once} at a time; "
+                    "gan.interpolation_weight takes them in pairs, and BatchNorm two pairs or more: take a larger "
+                    "multiple"
+                )
+        if self.gan.box_conditioned and self.train.transform:
+            raise ValueError(
+                f"{self.section}.transform moves pictures and not their boxes; leave it empty ({{}}) where "
+                "gan.box_conditioned is true"
+            )
+        transform_of(self)
+        try:
+            self.storage_dir.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.storage_dir):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{self.storage_dir} cannot be written ({error.strerror}); set RUN_STORAGE to a folder that can"
+            ) from None
+
+
+def transform_of(job: TrainingJob) -> PictureTransform | None:
+    """Return what changes each picture, None for nothing.
 
     Raises:
-        ValueError: the batch cannot be shared out, or the storage folder cannot be written.
+        ValueError: it is no transform; the message names its key.
     """
-    batch_size, accumulation = job.train.batch_size, job.train.accumulation
-    # A training that may go on with fewer workers must be able to with each number of them, not only today's.
-    for workers in {num_workers(), *range(job.hardware.fewest_workers, job.hardware.num_workers + 1)}:
-        if batch_size % (workers * accumulation):
-            parts = f" x {accumulation} parts ({job.section}.accumulation)" if accumulation > 1 else ""
-            raise ValueError(
-                f"{job.section}.batch_size {batch_size} cannot be shared equally among {workers} workers{parts}; take "
-                "a multiple, or set hardware.num_workers and min_workers to numbers that divide it"
-            )
-        num_at_once = batch_size // (workers * accumulation)
-        if job.gan.interpolation_weight and (num_at_once % 2 or num_at_once < 4):
-            raise ValueError(
-                f"{job.section}.batch_size {batch_size} gives each of {workers} workers {num_at_once} at a time; "
-                "gan.interpolation_weight takes them in pairs, and BatchNorm two pairs or more: take a larger multiple"
-            )
-    if job.gan.box_conditioned and job.train.transform:
-        raise ValueError(
-            f"{job.section}.transform moves pictures and not their boxes; leave it empty ({{}}) where "
-            "gan.box_conditioned is true"
-        )
     try:
-        job.storage_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=job.storage_dir):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"{job.storage_dir} cannot be written ({error.strerror}); set RUN_STORAGE to a folder that can"
-        ) from None
+        return PictureTransform(job.train.transform) if job.train.transform else None
+    except ValueError as error:
+        raise ValueError(f"{job.section}.{error}") from None
 
 
 def new_stage_for(job: TrainingJob) -> Stage:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline.allocation import keep_freed_memory
 from pipeline.data.batches import BatchSource, load_training_set
-from pipeline.data.transforms import PictureTransform
 from pipeline.gan.checkpoints import Checkpoint, CheckpointWriter, latest_checkpoint, newest_whole
 from pipeline.gan.guards import all_finite, require_finite, warnings_of
 from pipeline.gan.job import (
@@ -23,7 +22,7 @@ from pipeline.gan.job import (
     new_stage_for,
     new_trainer,
     require_memory,
-    require_possible,
+    transform_of,
 )
 from pipeline.gan.mirror import Mirror
 from pipeline.gan.progress import EpochClock, Progress, paint_grid
@@ -49,7 +48,7 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
     """
     if job.has_nothing_to_train:
         return
-    require_possible(job)
+    job.require_possible()
     device = torch.device("cuda", torch.cuda.current_device()) if job.hardware.use_gpu else torch.device("cpu")
     if device.type == "cpu":
         keep_freed_memory()
@@ -73,7 +72,7 @@ def train(job: TrainingJob, progress_for: Callable[[int], Progress]) -> None:
         num_workers=num_workers(),
         device=device,
         device_data_bytes=job.hardware.device_data_mb * 2**20,
-        transform=PictureTransform(job.train.transform) if job.train.transform else None,
+        transform=transform_of(job),
     )
     for module in stage.modules():
         module.to(device)

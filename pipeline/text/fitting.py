@@ -200,7 +200,7 @@ def _cropped_images(
     images: Images, network: ImageEncoder, device: str
 ) -> Callable[[Rows, np.random.Generator], Tensor]:
     """Return what gives images' features by their rows, each cropped and flipped anew."""
-    return lambda rows, rng: network(network_input(random_crops(images, rows, rng)).to(device))
+    return lambda rows, rng: network(network_input(cropped_rows(images, rows, rng)).to(device))
 
 
 def _viewed_images(
@@ -233,7 +233,7 @@ def _check_training_set(
         raise ValueError(f"{num_classes} class in the training set: give at least 2, as classes are what is told apart")
 
 
-def random_crops(images: Images, rows: Rows, rng: np.random.Generator) -> Images:
+def cropped_rows(images: Images, rows: Rows, rng: np.random.Generator) -> Images:
     """Crops (B, 64, 64, 3) of `rows` at uniform places, borders included; half of them mirrored."""
     top, left = (rng.integers(side - IMAGE_SIZE + 1, size=(len(rows), 1)) for side in images.shape[1:3])
     along = np.arange(IMAGE_SIZE)

@@ -221,7 +221,7 @@ def require_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ValueError(
-            f"a pretrained text encoder needs transformers ({error}): pip install 'stackgan-pipeline[pretrained]'"
+            f"a pretrained text encoder needs transformers ({error}): pip install '.[pretrained]'"
         ) from None
     return transformers
 
