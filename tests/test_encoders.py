@@ -153,5 +153,5 @@ def test_a_pretrained_encoder_without_its_library_names_the_extra(
     manifest = {"contract": "snapshot/v1", "sha256": sha256, "config": config}
     (tmp_path / "text_encoder.json").write_text(json.dumps(manifest))
     monkeypatch.setitem(sys.modules, "transformers", None)  # what an import of it meets where it is not installed
-    with pytest.raises(ValueError, match=r"needs transformers .*pip install 'stackgan-pipeline\[pretrained\]'"):
+    with pytest.raises(ValueError, match=r"needs transformers .*pip install '\.\[pretrained\]'"):
         load_text_encoder(tmp_path)
