@@ -29,8 +29,7 @@ from tests.gan_presets import PRESETS, narrow
 
 EMBEDDING_DIM, BATCH_SIZE, LEARNING_RATE = 7, 4, 1e-3
 SPEEDUPS: tuple[Speedup, ...] = get_args(Speedup)
-# BatchNorm takes this bias away again: its gradient is rounding, which Adam makes large, on one processor otherwise than
-# on another.
+# BatchNorm takes this bias away again: its gradient is rounding, another on each processor, which Adam makes large.
 TAKEN_BACK = "G.project.0.bias"
 NUM_EXACT = 3  # of LOSSES; the probabilities are told in float32
 
