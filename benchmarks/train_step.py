@@ -4,7 +4,7 @@
              3x3 convolution, float32, NCHW in memory, sigmoid and BCELoss, real and fake pictures through D one after
              the other, D's weight gradients computed in G's update too, Adam weight by weight
 `float32`    our Trainer with every speed-up, in float32; on a GPU both convolve in TF32, as torch does by default
-`native`     the same in the processor's own bfloat16, where it has that
+`native`     the same in bfloat16, where the device has that; hardware.precision: auto takes it on GPUs and AMX units alone
 
 Every measurement runs in a process of its own, so that its peak memory is its own, and the three take turns. The share
 of the peak is what a step computes, counted by torch, against the rate of a large matrix product in that precision.
@@ -34,7 +34,7 @@ from pipeline.gan.architecture import architecture_of
 from pipeline.gan.layers import UpsampleConv
 from pipeline.gan.losses import kl_divergence
 from pipeline.gan.stages import Stage, new_stage
-from pipeline.gan.trainer import Trainer, autocast_dtype
+from pipeline.gan.trainer import Trainer
 from pipeline.params import GanParams, Speedup
 
 EMBEDDING_DIM = 1024
@@ -125,7 +125,7 @@ def measure(case: Case) -> Measured:
     if case.who != "published":
         keep_freed_memory()
         batch = replace(batch, real=batch.real.contiguous(memory_format=torch.channels_last))
-        autocast = autocast_dtype("float32" if case.who == "float32" else "auto", device)
+        autocast = torch.bfloat16 if case.who == "native" else None
         trainer = Trainer(stage, gan, augment=False, accumulation=1, autocast=autocast, speedups=get_args(Speedup))
         trainer.set_learning_rate(2e-4)
         step = trainer.step
@@ -181,9 +181,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 
-    native = autocast_dtype("auto", torch.device(device))
-    who: tuple[Who, ...] = ("published", "float32", "native") if native else ("published", "float32")
-    dtypes: dict[Who, torch.dtype] = {"float32": torch.float32, "native": native or torch.float32}
+    if device == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    who: tuple[Who, ...] = ("published", "float32", "native") if has_bfloat16 else ("published", "float32")
+    dtypes: dict[Who, torch.dtype] = {"float32": torch.float32, "native": torch.bfloat16}
     rows: list[list[str]] = []
     results: dict[str, float | str] = {}
     for number, batch_size in zip((1, 2), arguments.batch_sizes, strict=True):

@@ -126,7 +126,7 @@ class HardwareParams:
     num_workers: int  # Ray workers of a training and of a map over shards
     min_workers: int  # a training goes on with so few where there are no more; 0: it waits for num_workers
     use_gpu: bool  # one GPU a training worker
-    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the processor has it natively
+    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on a GPU or an AMX unit that has it
     max_failures: int  # restarts of a training after a worker died
     device_data_mb: int  # a worker keeps the pictures on its device if they take no more, else reads them step by step
     speedups: tuple[Speedup, ...]  # of a training step

@@ -530,10 +530,12 @@ def test_a_stage1_of_another_width_is_refused(data_dir: Path, stage1_dir: Path, 
         train(replace(job, gan=replace(GAN, generator_dim=16)), lambda rank: NullRun())
 
 
-def test_precision_is_as_asked() -> None:
+def test_precision_is_as_asked_and_the_faster_one_where_it_is_not() -> None:
     cpu = torch.device("cpu")
     assert autocast_dtype("float32", cpu) is None
     assert autocast_dtype("bfloat16", cpu) is torch.bfloat16
+    has_matrix_unit = torch.cpu._is_amx_tile_supported()
+    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if has_matrix_unit else None)
 
 
 # On a GPU.

@@ -280,11 +280,14 @@ class Trainer:
 
 
 def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
-    """Return bfloat16 where it is asked for, or where the processor has it natively; None for float32."""
+    """Return bfloat16 where it is asked for, or is the faster one: on a GPU, or a processor's matrix unit (AMX).
+
+    None stands for float32, in which a processor without that unit is faster, by Winograd's sums (docs/decisions/0009).
+    """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+        native = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
     return torch.bfloat16 if precision == "bfloat16" or (precision == "auto" and native) else None
 
 
