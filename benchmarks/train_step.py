@@ -4,7 +4,7 @@
              3x3 convolution, float32, NCHW in memory, sigmoid and BCELoss, real and fake pictures through D one after
              the other, D's weight gradients computed in G's update too, Adam weight by weight
 `float32`    our Trainer with every speed-up, in float32; on a GPU both convolve in TF32, as torch does by default
-`native`     the same in bfloat16, where the device has that; hardware.precision: auto takes it on GPUs and AMX units alone
+`native`     the same in the bfloat16 that the device has; precision: auto takes it on GPUs and AMX units alone
 
 Every measurement runs in a process of its own, so that its peak memory is its own, and the three take turns. The share
 of the peak is what a step computes, counted by torch, against the rate of a large matrix product in that precision.
