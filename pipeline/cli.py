@@ -92,7 +92,7 @@ def generate(
             return _write_folder(pictures, Path(out))
         write_picture(pictures[0], Path(out))
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror})") from None
+        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from None
     return [Path(out)]
 
 
@@ -184,7 +184,7 @@ def _captions_of(arguments: argparse.Namespace) -> list[Caption]:
             with Path(arguments.file).open("rb") as file:
                 return captions_of_lines(file, arguments.file)
         except OSError as error:
-            raise ValueError(f"--file {arguments.file} cannot be read ({error.strerror})") from None
+            raise ValueError(f"--file {arguments.file} cannot be read ({error.strerror or error})") from None
     return captions_of_arguments(arguments.captions)
 
 

@@ -1,10 +1,11 @@
 """What a job asks of its cluster before the first stage."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.cluster_job import progress_of, require_places, require_versions
+from pipeline.cluster_job import _set_threads, progress_of, require_places, require_versions
 from tests.repository import ROOT
 
 
@@ -44,3 +45,14 @@ def test_progress_is_kept_where_checkpoints_are(tmp_path: Path, monkeypatch: pyt
     assert progress_of("job").place == f"{tmp_path}/jobs/job"
     monkeypatch.setenv("RUN_STORAGE", "s3://bucket/runs")
     assert progress_of("job").place == "s3://bucket/runs/jobs/job"
+
+
+@pytest.mark.parametrize("asked", [None, "", "3"])
+def test_rays_one_thread_is_not_the_stages(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray leaves it
+    if asked is None:
+        monkeypatch.delenv("STACKGAN_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("STACKGAN_NUM_THREADS", asked)
+    _set_threads()
+    assert os.environ.get("OMP_NUM_THREADS") == (asked or None)

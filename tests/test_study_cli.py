@@ -280,3 +280,10 @@ def test_the_server_listens_on_this_machine_alone_and_tells_the_admin_where(stud
         rest = process.communicate(timeout=60)[1]
     assert "refused (403): GET /r/…/ballot" in rest and "forged" not in rest
     assert study.links.rater(0) not in rest and "Traceback" not in rest
+
+
+def test_a_page_for_every_address_asks_for_the_name_that_raters_type(study: Commands) -> None:
+    for host in ("0.0.0.0", "::"):
+        assert f"--host {host} is every address: give the name that raters type" in study.refusal(
+            "serve", "--host", host
+        )

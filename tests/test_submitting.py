@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cli import main
 from pipeline.handover import line_of, packed
 from pipeline.jobs import JobInfo
 from pipeline.submitting import (
@@ -21,6 +22,7 @@ from pipeline.submitting import (
     run_dvc,
     shown,
 )
+from tests.repository import ROOT
 
 ADDRESS = "http://head:8265"
 
@@ -240,3 +242,16 @@ def test_results_go_over_nothing_newer(with_dvc: Path) -> None:
 )
 def test_the_jobs_status_is_the_commands(info: JobInfo, status: int) -> None:
     assert exit_status(info) == status
+
+
+def test_a_submit_that_cannot_be_sent_leaves_the_params_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    monkeypatch.chdir(tmp_path)
+    for address in ("nowhere", ""):
+        monkeypatch.setattr("sys.argv", ["stackgan", "submit", "-S", "dataset=cub", "--address", address])
+        with pytest.raises(SystemExit, match=r"is no address of a cluster|no cluster is named"):
+            main()
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"

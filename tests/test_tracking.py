@@ -330,3 +330,17 @@ def test_a_bucket_has_a_folder_before_it(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("RUN_STORAGE", "s3://bucket/runs")
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
         tracking_uri()
+
+
+def test_a_storage_that_cannot_be_made_is_told_with_its_variable(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUN_STORAGE", "/proc/nowhere")
+    with pytest.raises(ValueError, match=r"/proc/nowhere cannot be made \(.+\); set RUN_STORAGE"), stage_run("first"):
+        pass
+
+
+def test_outside_of_a_repository_one_is_told_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"dvc\.yaml is missing: run from the repository's root"):
+        read_stage_node("first")

@@ -396,6 +396,12 @@ def test_a_batch_that_not_every_number_of_workers_can_share_is_refused(data_dir:
         train(replace(job, train=replace(TRAIN, accumulation=3)), lambda rank: NullRun())
 
 
+def test_a_transform_that_is_none_is_refused_by_its_key(data_dir: Path, tmp_path: Path) -> None:
+    job = training_job(data_dir, tmp_path, train=replace(TRAIN, transform={"transform": "Nonsense"}))
+    with pytest.raises(ValueError, match=r"^train_stage1\.transform cannot be rebuilt"):
+        job.require_possible()
+
+
 def test_a_storage_that_cannot_be_written_is_refused_before_the_first_step(data_dir: Path) -> None:
     job = training_job(data_dir, Path("/proc/stackgan"))
     with pytest.raises(ValueError, match=r"/proc/stackgan cannot be written \(.*\); set RUN_STORAGE"):

@@ -121,11 +121,11 @@ class BallotBox:
             Conflict: of some, another answer is kept. None of the ballots is brought in.
         """
         newest: dict[tuple[int, int], Ballot] = {}
-        conflicts: list[str] = []
+        conflicts: list[Ballot] = []
         for ballot in sorted(ballots, key=lambda one: one.revision):
             before = newest.get((ballot.rater, ballot.slot))
             if before and before.revision == ballot.revision and not _is_same(before, ballot):
-                conflicts.append(f"rater {ballot.rater + 1}'s ballot {ballot.slot + 1}")
+                conflicts.append(ballot)
             newest[ballot.rater, ballot.slot] = ballot
         kept = {
             (ballot.rater, ballot.slot): ballot
@@ -140,10 +140,11 @@ class BallotBox:
             if now is None or now.revision < ballot.revision:
                 to_give.append(ballot)
             else:
-                conflicts.append(f"rater {ballot.rater + 1}'s ballot {ballot.slot + 1}")
+                conflicts.append(ballot)
         if conflicts:
+            named = ", ".join(f"rater {ballot.rater + 1}'s ballot {ballot.slot + 1}" for ballot in conflicts)
             raise Conflict(
-                f"another answer is kept of {', '.join(conflicts)}, so nothing was brought in: take it back on the "
+                f"another answer is kept of {named}, so nothing was brought in: take it back on the "
                 "rater's page if the file's is to count, and import again"
             )
         for ballot in to_give:
