@@ -1,39 +1,22 @@
-"""The `stackgan` command."""
+"""The `stackgan` command.
+
+A command imports what it needs when it runs, so that `stackgan --help` answers at once.
+"""
 
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
+import shtab
 
 from pipeline.data.captions import Caption, captions_of_arguments, captions_of_lines
-from pipeline.data.released import EMBEDDINGS_NAME, import_released
-from pipeline.data.tables import EncoderId
-from pipeline.gan.painting import (
-    MAX_GRID,
-    Picture,
-    Subject,
-    load_painters,
-    pictures_of,
-    subjects_between,
-    write_picture,
-    write_pictures,
-)
-from pipeline.paper_tables import PAGE_PATH, run_tables, show_tables
-from pipeline.registry import register
 from pipeline.study_cli import add_study
 from pipeline.submit_cli import add_submit
-from pipeline.text.char_cnn_rnn import ALPHABET, MAX_CHARS
-from pipeline.text.encoders import CharCnnRnnEncoder, TextEncoder, load_text_encoder
 
-logger = logging.getLogger(__name__)
-
-QUICK = 8  # so many pictures are painted without a word
+DISTRIBUTION = "stackgan-pipeline"
 
 
 def main() -> None:
@@ -47,120 +30,9 @@ def main() -> None:
     print(*lines, sep="\n")
 
 
-def generate(
-    captions: Sequence[Caption],
-    out: str,
-    *,
-    models_dir: Path,
-    seed: int = 0,
-    num_noises: int = 1,
-    both_stages: bool = False,
-    num_interpolated: int | None = None,
-) -> list[Path]:
-    """Paint captions with the trained snapshots into PNGs that say what they show.
-
-    Args:
-        captions: any sentences; see pipeline.text.encoders for what is read of them.
-        out: a .png for one picture, or a folder for any number and a grid of them.
-        models_dir: with text_encoder/ and stage2/.
-        seed: of the noise; an equal caption, seed and model give an equal picture, whatever is painted beside it.
-        num_noises: pictures of each caption, with the seeds seed, seed + 1, ...
-        both_stages: paint Stage-I's sketches too.
-        num_interpolated: paint so many points on the line between two captions in place of the captions.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: no caption, one that cannot be embedded, a number out of range, a missing model, models that do not
-            belong together, or a place that cannot be written.
-    """
-    _require_ranges(len(captions), seed, num_noises, num_interpolated)
-    num_pictures = (num_interpolated or len(captions)) * num_noises * (1 + both_stages)
-    is_folder = _is_folder(out, num_pictures)
-    encoder = load_text_encoder(models_dir / "text_encoder")
-    painters = load_painters(models_dir, EncoderId(encoder.name, encoder.sha256), both_stages=both_stages)
-    embeddings = _embedded(encoder, captions)
-    texts = [caption.text for caption in captions]
-    if num_interpolated:
-        subjects = subjects_between(texts, embeddings, num_interpolated)
-    else:
-        subjects = [Subject(embedding=row, caption=text) for row, text in zip(embeddings, texts, strict=True)]
-    pictures = pictures_of(subjects, range(seed, seed + num_noises), painters)
-    try:
-        if is_folder:
-            return _write_folder(pictures, Path(out))
-        write_picture(pictures[0], Path(out))
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be written ({error.strerror or error})") from None
-    return [Path(out)]
-
-
-def _require_ranges(num_captions: int, seed: int, num_noises: int, num_interpolated: int | None) -> None:
-    if num_captions == 0:
-        raise ValueError('no caption: give one, such as "a small red bird", or --file captions.txt, or - to read them')
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: give a whole number from 0")
-    if num_noises < 1:
-        raise ValueError(f"--noises {num_noises}: give a whole number from 1")
-    if num_interpolated is not None and num_interpolated < 2:
-        raise ValueError(f"--interpolate {num_interpolated}: give a whole number from 2, both ends are counted")
-    if num_interpolated is not None and num_captions != 2:
-        raise ValueError(f"--interpolate goes from one caption to another: give two, not {num_captions}")
-
-
-def _is_folder(out: str, num_pictures: int) -> bool:
-    """Say whether `out` stands for a folder: it is one, ends in a slash, or has no ending."""
-    if not out:
-        raise ValueError("--out is empty: give a name that ends in .png, or a folder")
-    path = Path(out)
-    if path.is_dir() or out.endswith("/") or not path.suffix:
-        if path.is_file():
-            raise ValueError(f"--out {out} is a file: give a name that ends in .png, or a folder")
-        return True
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--out {out}: give a name that ends in .png, or in / for a folder")
-    if num_pictures > 1:
-        raise ValueError(f"--out {out}: {num_pictures} pictures need a folder, such as {path.with_suffix('')}/")
-    return False
-
-
-def _embedded(encoder: TextEncoder, captions: Sequence[Caption]) -> Tensor:
-    """Embed each caption alone, so that its bytes do not depend on the others: (N, embedding_dim) float32."""
-    rows: list[Tensor] = []
-    for caption in captions:
-        try:
-            rows.append(encoder.encode([caption.text], 1))
-        except ValueError as error:
-            raise ValueError(str(error).replace("captions[0]", caption.place)) from None
-    _note_unread(encoder, [caption.text for caption in captions])
-    return torch.cat(rows)
-
-
-def _note_unread(encoder: TextEncoder, captions: Sequence[str]) -> None:
-    """Say what the encoder does not see of captions."""
-    num_cut = encoder.num_cut(captions)
-    if num_cut:
-        logger.warning("captions of which only the first %s are read: %d", encoder.reads_at_most, num_cut)
-    if not isinstance(encoder, CharCnnRnnEncoder):
-        return
-    num_unknown = sum(char not in ALPHABET for caption in captions for char in caption.lower()[:MAX_CHARS])
-    if num_unknown:
-        logger.warning("characters that the text encoder does not know, passed over: %d", num_unknown)
-
-
-def _write_folder(pictures: Sequence[Picture], out_dir: Path) -> list[Path]:
-    if len(pictures) > MAX_GRID:
-        logger.warning("grid.png shows the first %d of %d pictures", MAX_GRID, len(pictures))
-    console, is_long = Console(stderr=True), len(pictures) > QUICK
-    if is_long and not console.is_terminal:
-        logger.info("painting %d pictures", len(pictures))
-    disable = not (is_long and console.is_terminal)
-    with Progress(console=console, transient=True, redirect_stdout=False, disable=disable) as bar:
-        return list(bar.track(write_pictures(pictures, out_dir), len(pictures) + 1, description="painting"))
-
-
 def _generate(arguments: argparse.Namespace) -> Iterable[object]:
+    from pipeline.generating import generate
+
     return generate(
         _captions_of(arguments),
         arguments.out,
@@ -189,10 +61,12 @@ def _captions_of(arguments: argparse.Namespace) -> list[Caption]:
 
 
 def _import_embeddings(arguments: argparse.Namespace) -> Iterable[str]:
+    from pipeline.data.released import EMBEDDINGS_NAME, import_released
+
     imported = import_released(
         arguments.folder,
         arguments.out,
-        embeddings_name=arguments.embeddings,
+        embeddings_name=arguments.embeddings or EMBEDDINGS_NAME,
         captions_per_image=arguments.captions,
     )
     return [
@@ -203,11 +77,15 @@ def _import_embeddings(arguments: argparse.Namespace) -> Iterable[str]:
 
 
 def _register(arguments: argparse.Namespace) -> Iterable[str]:
+    from pipeline.registry import register
+
     return [register(arguments.models)]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stackgan", description="Pictures from sentences with StackGAN.")
+    parser.add_argument("--version", action="version", version=f"stackgan {version(DISTRIBUTION)}")
+    shtab.add_argument_to(parser, "--print-completion", help="print a script for the completion of your shell")
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser(
         "generate",
@@ -244,9 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="the folder for train.parquet and test.parquet")
     command.add_argument(
         "--embeddings",
-        default=EMBEDDINGS_NAME,
         metavar="NAME",
-        help=f"the file of embeddings in train/ and test/ (default {EMBEDDINGS_NAME})",
+        help="the file of embeddings in train/ and test/ (default char-CNN-RNN-embeddings.pickle)",
     )
     command.add_argument("--captions", type=int, metavar="K", help="keep the first K of each picture (default all)")
     command.set_defaults(run=_import_embeddings)
@@ -272,7 +149,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_run_tables)
     command = commands.add_parser("show", help="print the tables from the tracked runs, and write a page with pictures")
     _add_overrides(command)
-    command.add_argument("--html", type=Path, default=PAGE_PATH, metavar="PATH", help=f"the page (default {PAGE_PATH})")
+    command.add_argument("--html", type=Path, metavar="PATH", help="the page (default reports/tables.html)")
     command.set_defaults(run=_show_tables)
 
 
@@ -288,8 +165,12 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def _run_tables(arguments: argparse.Namespace) -> Iterable[str]:
+    from pipeline.paper_tables import run_tables
+
     return run_tables(arguments.systems, arguments.overrides, is_queued_only=arguments.queue_only)
 
 
 def _show_tables(arguments: argparse.Namespace) -> Iterable[str]:
-    return show_tables(arguments.overrides, arguments.html)
+    from pipeline.paper_tables import PAGE_PATH, show_tables
+
+    return show_tables(arguments.overrides, arguments.html or PAGE_PATH)

@@ -44,7 +44,7 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
     os.environ["STACKGAN_JOB"] = job
     _set_threads()
     progress = progress_of(job)
-    require_versions(tree / "constraints.txt")
+    require_versions(tree / "requirements.txt")
     require_places(progress)
     with _at_work(job) as (workspace, others):
         _lay_out(tree, workspace, progress)
@@ -112,13 +112,13 @@ def progress_of(job: str) -> Store:
     return Store(storage_bucket() or str(storage_root())).child("jobs").child(job)
 
 
-def require_versions(constraints_path: Path) -> None:
+def require_versions(lock_path: Path) -> None:
     """Compare what is installed here with what the tree asks for.
 
     Raises:
         ValueError: a package that numbers depend on has another version.
     """
-    wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", constraints_path.read_text(encoding="utf-8"), re.MULTILINE))
+    wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", lock_path.read_text(encoding="utf-8"), re.MULTILINE))
     others: list[str] = []
     for name in ("ray", "torch", "torchvision", "numpy", "pyarrow", "dvc", "mlflow"):
         try:
@@ -129,7 +129,7 @@ def require_versions(constraints_path: Path) -> None:
             others.append(f"{name} {installed} in place of {wanted[name]}")
     if others:
         raise ValueError(
-            f"the cluster has {', '.join(others)}: build its image from the submitted constraints.txt (infra/README.md)"
+            f"the cluster has {', '.join(others)}: build its image anew from requirements.txt (infra/README.md)"
         )
 
 

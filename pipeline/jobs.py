@@ -88,7 +88,7 @@ class JobServer:
         if theirs != ray.__version__:
             raise ValueError(
                 f"{self.address} runs Ray {theirs} and this is {ray.__version__}: install ray=={theirs} here, or "
-                "rebuild the cluster's image from this tree's constraints.txt"
+                "rebuild the cluster's image from this tree's requirements.txt"
             )
         return client
 

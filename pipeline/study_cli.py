@@ -7,18 +7,15 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.files import replaced_file
-from pipeline.evaluation.study.ballot_tables import csv_bytes, parquet_bytes
-from pipeline.evaluation.study.ballots import BallotBox
-from pipeline.evaluation.study.files import Study, read_key, read_study
-from pipeline.evaluation.study.links import Links, study_secret
-from pipeline.evaluation.study.offline import ballots_of_file, offline_page
-from pipeline.evaluation.study.web import create_app
 from pipeline.tracking import storage_root
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.study.ballots import BallotBox
+    from pipeline.evaluation.study.files import Study
+    from pipeline.evaluation.study.links import Links
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,10 @@ def _command(commands: Any, name: str, text: str, run: Any) -> argparse.Argument
     return command
 
 
-def _open(arguments: argparse.Namespace) -> tuple[Study, Links]:
+def _open(arguments: argparse.Namespace) -> "tuple[Study, Links]":
+    from pipeline.evaluation.study.files import read_study
+    from pipeline.evaluation.study.links import Links, study_secret
+
     study = read_study(arguments.study)
     if arguments.days <= 0:
         raise ValueError(f"--days {arguments.days}: give a number above 0")
@@ -74,7 +74,9 @@ def _storage_dir() -> Path:
     return storage_root() / "study"
 
 
-def _box() -> BallotBox:
+def _box() -> "BallotBox":
+    from pipeline.evaluation.study.ballots import BallotBox
+
     url = os.environ.get("STUDY_DATABASE_URL")
     if url is None:
         _storage_dir().mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,10 @@ def _box() -> BallotBox:
 
 
 def _serve(arguments: argparse.Namespace) -> Iterable[str]:
+    import uvicorn
+
+    from pipeline.evaluation.study.web import create_app
+
     study, links = _open(arguments)
     names: list[str] = arguments.host_name
     if arguments.host in WILDCARDS and not names:
@@ -117,6 +123,8 @@ def _links(arguments: argparse.Namespace) -> Iterable[str]:
 
 
 def _offline(arguments: argparse.Namespace) -> Iterable[Path]:
+    from pipeline.evaluation.study.offline import offline_page
+
     study, links = _open(arguments)
     numbers: Sequence[int] = arguments.rater or range(1, study.num_raters + 1)
     for number in numbers:
@@ -140,7 +148,9 @@ def _import(arguments: argparse.Namespace) -> Iterable[str]:
     return [f"{path}: {len(ballots)} ballots of rater {ballots[0].rater + 1}" for path, ballots in found.items()]
 
 
-def _ballots_of(path: Path, study: Study, links: Links) -> Any:
+def _ballots_of(path: Path, study: "Study", links: "Links") -> Any:
+    from pipeline.evaluation.study.offline import ballots_of_file
+
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path} is larger than any ballot file")
     try:
@@ -153,6 +163,9 @@ def _ballots_of(path: Path, study: Study, links: Links) -> Any:
 
 
 def _export(arguments: argparse.Namespace) -> Iterable[str]:
+    from pipeline.evaluation.study.ballot_tables import csv_bytes, parquet_bytes
+    from pipeline.evaluation.study.files import read_key
+
     study, _ = _open(arguments)
     key = read_key(study)
     box = _box()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -263,3 +264,33 @@ def test_an_unknown_or_incomplete_command_shows_the_usage(
     with pytest.raises(SystemExit) as ended:
         run(*arguments, monkeypatch=monkeypatch)
     assert ended.value.code == 2 and "usage: stackgan" in capsys.readouterr().err
+
+
+HEAVY = {"torch", "torchvision", "mlflow", "ray", "pandas", "pyarrow", "numpy", "scipy", "matplotlib", "fastapi", "PIL"}
+
+
+@pytest.mark.parametrize("arguments", ["--help", "study --help", "submit --help", "--version"])
+def test_help_imports_nothing_heavy(arguments: str) -> None:
+    """0.3 s in place of 4.7; the time itself depends on the machine."""
+    code = (
+        "import sys\nfrom pipeline.cli import main\ntry: main()\n"
+        "except SystemExit: print(*(name for name in sys.modules if '.' not in name), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_the_command_is_the_package_too_and_tells_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipeline", "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"stackgan \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_the_commands(
+    shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        run("--print-completion", shell, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("generate", "import-embeddings", "--both-stages", "offline"))

@@ -10,18 +10,18 @@ from tests.repository import ROOT
 
 
 def test_what_is_installed_is_what_the_tree_asks_for() -> None:
-    require_versions(ROOT / "constraints.txt")
+    require_versions(ROOT / "requirements.txt")
 
 
 def test_another_version_is_told_with_the_remedy(tmp_path: Path) -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines = [{"torch": "torch==1.0.1", "mlflow": "mlflow==9.9"}.get(line.partition("==")[0], line) for line in lines]
-    (tmp_path / "constraints.txt").write_text("\n".join(lines))
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
     with pytest.raises(
         ValueError,
         match=r"^the cluster has torch \S+ in place of 1\.0\.1, mlflow \S+ in place of 9\.9: build its image",
     ):
-        require_versions(tmp_path / "constraints.txt")
+        require_versions(tmp_path / "requirements.txt")
 
 
 @pytest.mark.parametrize("missing", ["RUN_STORAGE", "MLFLOW_TRACKING_URI"])

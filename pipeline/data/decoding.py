@@ -15,7 +15,6 @@ What becomes of odd files:
 """
 
 import errno
-import os
 import re
 import struct
 import warnings
@@ -28,6 +27,8 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+
+from pipeline.data.albumentations_release import import_albumentations
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
 
@@ -164,10 +165,9 @@ def resize_crop(crop: Pixels, size: int) -> Pixels:
 @cache
 def _resizing(height: int, width: int, *, grows: bool) -> Callable[[Pixels], Pixels]:
     """Return albumentations' resizing to one size; making one costs as much as a quarter of the resizing itself."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer release
-    import albumentations as A
     import cv2
 
+    A = import_albumentations()
     cv2.setNumThreads(1)  # one task a CPU
     resize = A.Resize(height, width, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_AREA)
     return lambda crop: resize(image=crop)["image"]

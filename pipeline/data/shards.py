@@ -70,7 +70,10 @@ class ImageShards:
 
         Raises:
             ValueError: there is no shard, one is torn, of another contract, or without this load size.
+            OSError: this system cannot read at a place in a file.
         """
+        if not hasattr(os, "preadv"):
+            raise OSError("this system has no preadv, by which shards are read: use Linux, macOS 11 or newer, or WSL")
         paths = sorted(folder.glob("shard_*.arrow"))
         if not paths:
             raise ValueError(f"{folder} holds no shard_*.arrow: run `dvc repro crop_images`")

@@ -4,7 +4,6 @@ The pipeline has the form of `albumentations.to_dict`, so params.yaml says all o
 drawn for the global batch: nothing changes with the number of workers.
 """
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.albumentations_release import import_albumentations
 from pipeline.data.shards import Images
 
 MAX_SEED = 2**31
@@ -27,11 +27,10 @@ class PictureTransform:
             serialised: the dict of albumentations.to_dict.
 
         Raises:
-            ValueError: it is not that, or names a transform or argument that albumentations does not know.
+            ValueError: it is not that, names a transform or argument that albumentations does not know, or another
+                albumentations is installed.
         """
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the internet for a newer release
-        import albumentations as A
-
+        A = import_albumentations()
         try:
             with warnings.catch_warnings(action="error"):  # an argument that is not known is only warned about
                 transform = A.from_dict(dict(serialised))
