@@ -1,37 +1,48 @@
-# Every target sets up what it needs; a fresh machine needs Python 3.11 to 3.14, git and a C compiler.
+# Every target but lock and clean runs `make setup` first. A fresh machine needs Python 3.11 to 3.14 with venv, git and a C compiler.
 PYTHON ?= python3
 BIN := .venv/bin
 UV = "$$(command -v uv || echo $(BIN)/uv)"
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 PYTEST = $(IN_VENV) $(BIN)/python -m pytest
+# Many tests wait for processes to start, so three workers keep two cores busy.
+BESIDE = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Which build of PyTorch: empty for the CUDA one, cpu, or another of uv's. A set-up remembers it by the name of this file.
+UV_TORCH_BACKEND ?= $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
+INSTALLED = .venv/installed$(addprefix -,$(UV_TORCH_BACKEND))
+FAILED = { echo "error: the packages could not be installed (uv says why above)" >&2; exit 1; }
 .PHONY: setup lock demo test test-all check audit ui clean
 
-setup: .venv/installed
+setup: $(INSTALLED)
 
-# The packages of requirements-dev.txt, every file checked against its hash; the last step then finds all that
-# pyproject.toml asks for. UV_TORCH_BACKEND=cpu takes PyTorch's CPU builds, which the lock has no hashes of.
-.venv/installed: pyproject.toml requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "error: this is Python %d.%d and StackGAN needs 3.11 to 3.14: make setup PYTHON=python3.12" % sys.version_info[:2])'
-	@$(PYTHON) -m venv .venv
+# The packages of requirements-dev.txt, every file checked against its hash. The last step uses no index, so it fails
+# if the lock lacks a dependency of pyproject.toml. The lock has no hashes of PyTorch's other builds.
+# Bytecode is compiled here, since otherwise the first start of each command compiles what it imports, and every start
+# does where PYTHONDONTWRITEBYTECODE is set.
+$(INSTALLED): pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "error: this is Python %d.%d and StackGAN needs 3.11 to 3.14: run make setup PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv --clear .venv
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1' 2>.venv/uv.log \
 	  || { echo "error: uv could not be installed (.venv/uv.log): connect to a package index, or install uv yourself" >&2; exit 1; }
-ifdef UV_TORCH_BACKEND
-	@UV_TORCH_BACKEND=$(UV_TORCH_BACKEND) $(UV) pip install --python $(BIN)/python --no-verify-hashes --constraint requirements-dev.txt --editable '.[dev]' \
-	  || { echo "error: the packages could not be installed (uv says why above)" >&2; exit 1; }
+ifneq ($(UV_TORCH_BACKEND),)
+	@UV_TORCH_BACKEND=$(UV_TORCH_BACKEND) $(UV) pip install --python $(BIN)/python --compile-bytecode --no-verify-hashes \
+	  --constraint requirements-dev.txt --editable '.[dev]' || $(FAILED)
 else
-	@$(UV) pip install --python $(BIN)/python --require-hashes --requirement requirements-dev.txt \
-	  || { echo "error: the packages could not be installed (uv says why above)" >&2; exit 1; }
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --requirement requirements-dev.txt || $(FAILED)
 	@$(UV) pip install --python $(BIN)/python --no-index --no-build-isolation --editable '.[dev]' \
-	  || { echo "error: requirements-dev.txt does not fit pyproject.toml (uv says why above): make lock" >&2; exit 1; }
+	  || { echo "error: this package does not fit what requirements-dev.txt installed (uv says why above): run make lock" >&2; exit 1; }
 endif
-	@touch .venv/installed
+	@touch $(INSTALLED)
 
-# Two locks of equal versions, with hashes and for every system: all for development, and what the image installs.
-# Versions stay unless pyproject.toml excludes them; make lock UPGRADE=--upgrade takes the newest.
+# Two locks for every system and Python version, with the hash of every file: all for development, and what the image
+# installs. The second starts from the versions of the first. Versions stay unless pyproject.toml excludes them;
+# make lock UPGRADE=--upgrade takes the newest.
+COMPILE = env -u UV_TORCH_BACKEND $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command 'make lock' pyproject.toml
 lock:
-	$(UV) pip compile --quiet --custom-compile-command 'make lock' $(UPGRADE) --extra dev pyproject.toml --output-file requirements-dev.txt
-	cp requirements-dev.txt requirements.txt
-	$(UV) pip compile --quiet --custom-compile-command 'make lock' --extra cluster --extra pretrained pyproject.toml --output-file requirements.txt
+	$(COMPILE) $(UPGRADE) --extra dev --output-file requirements-dev.txt
+	cp requirements-dev.txt requirements.txt.new
+	$(COMPILE) --extra cluster --extra pretrained --output-file requirements.txt.new
+	mv requirements.txt.new requirements.txt
 
 demo: setup
 	$(IN_VENV) dvc repro
@@ -43,10 +54,12 @@ demo: setup
 
 # What a contributor runs: every kind of test, without those that are marked slow.
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(BESIDE) -m "not slow"
 
+# Everything; what measures times runs alone.
 test-all: setup
-	$(PYTEST)
+	$(PYTEST) $(BESIDE) -m "not load"
+	$(PYTEST) -m load
 
 check: setup
 	$(BIN)/ruff check .
@@ -55,7 +68,7 @@ check: setup
 
 # Known vulnerabilities of the locked versions; a package that cannot be looked up is a failure too.
 audit: setup
-	$(UV) tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.txt
+	$(UV) tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes --requirement requirements-dev.txt
 
 ui: setup
 	MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/runs/mlflow.db}" \

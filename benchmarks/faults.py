@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.measure import tell
 from tests.local_cluster import CONTINUED, LocalCluster, local_cluster, repository_at, submit_among_faults
-from tests.repository import Repository
+from tests.repository import Repository, copied_repository
 
 SIGNS = ("stage1 epoch 30/", "stage1 epoch 80/", "stage1 epoch 130/", "stage2 epoch 2/", "stage2 epoch 8/")
 
@@ -55,7 +55,7 @@ def main() -> None:
         changed = sorted(away.changed_stages())
         home: Path | None = arguments.home
         if home is None:
-            alone = Repository(Path(folder) / "home")
+            alone = copied_repository(Path(folder) / "home")
             alone.run("dvc", "exp", "run", "-S", "size=demo")
             home = alone.folder
         weights = sorted(path.relative_to(home) for path in home.glob("models/*/*.safetensors"))

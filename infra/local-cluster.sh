@@ -23,7 +23,7 @@ name=sg$(printf %s "$dir" | cksum | cut -c1-5) # of the namespaces: those of ano
 scratch=/tmp/stackgan-$(id -u)                 # of pipeline/tracking.py; each machine has its own behind this name
 export RAY_USAGE_STATS_ENABLED=0 RAY_DISABLE_IMPORT_WARNING=1
 
-parts() { echo database store tracking head; for n in $(seq "$num_workers"); do echo "worker$n"; done; }
+parts() { echo database; echo store; echo tracking; echo head; for n in $(seq "$num_workers"); do echo "worker$n"; done; }
 
 address_of() {
   case $1 in
@@ -83,7 +83,7 @@ on() { # run a command on a machine, which has its own scratch folder and its ow
 }
 
 wait_for() { # ... until a command succeeds
-  local what=$1 deadline=$((SECONDS + 90)); shift
+  local what=$1 deadline=$((SECONDS + 180)); shift
   until "$@" >/dev/null 2>&1; do
     [ $SECONDS -lt $deadline ] || { echo "$what did not start; see $dir/$what.log" >&2; exit 1; }
     sleep 0.2
@@ -115,7 +115,7 @@ start() {
       on home python3 -c "import urllib.request as r; r.urlopen(r.Request('http://$here:9000/stackgan', method='PUT'))" ;;
     tracking)
       MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:$(cat "$dir/database_password")@$(address_of database)/postgres" \
-        on tracking "$bin/mlflow" server --host "$here" --port 5000 --workers 2 --artifacts-destination s3://stackgan/mlflow \
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false on tracking "$bin/mlflow" server --host "$here" --port 5000 --workers 2 --artifacts-destination s3://stackgan/mlflow \
         --allowed-hosts "$here:5000" >>"$dir/$part.log" 2>&1 &
       wait_for tracking opens "$here" 5000 ;;
     head)
@@ -140,7 +140,14 @@ export RUN_STORAGE=s3://stackgan/runs PATH="$bin:$PATH"
 case $command in
   up)
     network
-    for part in $(parts); do start "$part"; done
+    all() { # start parts beside each other
+      local pids=() failed=0
+      for part in "$@"; do start "$part" & pids+=($!); done
+      for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+      [ $failed = 0 ] || exit 1
+    }
+    all database store head
+    all tracking $(parts | grep worker)
     echo "cluster at $RAY_API_SERVER_ADDRESS, MLflow at $MLFLOW_TRACKING_URI; come in by $0 exec bash" >&2 ;;
   exec)
     if [ -n "${SUDO_USER:-}" ]; then

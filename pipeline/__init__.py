@@ -3,5 +3,5 @@
 import os
 import sys
 
-if os.name != "posix":  # ray and DVC run there, but no lock of ours: fcntl is missing
+if os.name != "posix":  # our file locks need fcntl
     sys.exit("error: StackGAN runs on Linux and macOS; on Windows run it in WSL (README.md, Supported systems)")

@@ -7,7 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import shtab
@@ -82,9 +82,16 @@ def _register(arguments: argparse.Namespace) -> Iterable[str]:
     return [register(arguments.models)]
 
 
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "that is not installed"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stackgan", description="Pictures from sentences with StackGAN.")
-    parser.add_argument("--version", action="version", version=f"stackgan {version(DISTRIBUTION)}")
+    parser.add_argument("--version", action="version", version=f"stackgan {_version()}")
     shtab.add_argument_to(parser, "--print-completion", help="print a script for the completion of your shell")
     commands = parser.add_subparsers(required=True, metavar="command")
     command = commands.add_parser(

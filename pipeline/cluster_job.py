@@ -57,8 +57,10 @@ def main(tree: Path, job: str, targets: Sequence[str]) -> None:
         if not others:
             _dvc("gc", "--workspace", "--force", "--quiet")  # of this machine's cache, what other trees left in it
         for stage in with_upstream(targets or stages_of(workspace)):
+            before = _locked(workspace)
             _dvc("repro", "--pull", "--allow-missing", "--single-item", stage)
-            patiently(partial(_keep, stage, workspace, progress), f"push what {stage} wrote")
+            if _locked(workspace) != before:  # else there was nothing to do, and what it wrote is in the remote
+                patiently(partial(_keep, stage, workspace, progress), f"push what {stage} wrote")
         if not targets:
             _register(workspace)
         print(line_of(packed(workspace)), flush=True)
@@ -83,6 +85,11 @@ def _at_work(job: str) -> Generator[tuple[Path, set[str]]]:
     with (jobs_dir / f"{job}.lock").open("a") as own:
         fcntl.flock(own, fcntl.LOCK_EX)
         yield jobs_dir / job, {path.stem for path in jobs_dir.glob("*.lock") if path.stem != job and is_held(path)}
+
+
+def _locked(workspace: Path) -> bytes:
+    path = workspace / "dvc.lock"
+    return path.read_bytes() if path.exists() else b""
 
 
 def _keep(stage: str, workspace: Path, progress: Store) -> None:
@@ -129,7 +136,7 @@ def require_versions(lock_path: Path) -> None:
             others.append(f"{name} {installed} in place of {wanted[name]}")
     if others:
         raise ValueError(
-            f"the cluster has {', '.join(others)}: build its image anew from requirements.txt (infra/README.md)"
+            f"the cluster has {', '.join(others)}: rebuild its image from requirements.txt (infra/README.md)"
         )
 
 

@@ -2,17 +2,17 @@
 
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-import torch
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 from tests.database_servers import running_postgres
-from tests.repository import Repository
+from tests.repository import copied_repository
 
 CLASS_NAMES = {1: "001.Red_Dot", 2: "002.Green_Dot", 3: "003.Blue_Dot"}
 TEST_CLASS_ID = 1  # class 1 is in the zero-shot test split too, so both split rules agree
@@ -20,10 +20,38 @@ IMAGES_PER_CLASS = 3
 COLOURS = {1: (200, 40, 30), 2: (40, 180, 60), 3: (30, 60, 210)}
 
 
+# The longest files, the longest first: several processes then end at about the same time.
+LONG_FILES = ("test_submit", "test_pipeline", "test_cluster", "test_training", "test_study_browser", "test_scores")
+
+
 def pytest_configure() -> None:
     """Compute on one thread, here and in processes that tests start: tiny networks lose time on more."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which it does itself where CI is set
+    for name in ("CI", "BUILD_NUMBER"):  # where pytest lays out a difference of megabytes in full
+        os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_ray_for_all_tests_of_a_process() -> Iterator[None]:
+    """Stop Ray, where a test started it, only at the end, and before the summary, which its lines else trail behind."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture
@@ -63,11 +91,13 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty database, once of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ballots.db'}"
+    import sqlalchemy as sa
+
     url = sa.make_url(request.getfixturevalue("postgres"))
     name = f"study_{uuid.uuid4().hex}"
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -78,18 +108,23 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Run the whole DAG once, as a user would: `dvc exp run -S size=tiny`. Tests may change it, but not its models."""
-    repository = Repository(tmp_path_factory.mktemp("home") / "repository")
-    repository.run("dvc", "exp", "run", "-S", "size=tiny")
-    shutil.copytree(repository.folder / "models", repository.folder.parent / "models")
-    return repository
+def at_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `repository`, in which the whole DAG ran as a user runs it, and a copy of its `models`.
 
-
-@pytest.fixture(scope="session")
-def models_at_home(reproduced: Repository) -> Path:
-    """Return the models that the DAG makes at size=tiny."""
-    return reproduced.folder.parent / "models"
+    The DAG runs once, in whichever process of the tests asks first. test_pipeline may change the repository.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes
+    folder /= "home"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "models").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process in which the DAG failed
+            repository = copied_repository(folder / "repository")
+            repository.run("dvc", "exp", "run", "-S", "size=tiny")
+            shutil.copytree(repository.folder / "models", folder / "models.partial")
+            (folder / "models.partial").rename(folder / "models")
+    return folder
 
 
 @pytest.fixture(scope="session")

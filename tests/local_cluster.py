@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.repository import Repository, wait_for
+from tests.repository import Repository, copied_repository, wait_for
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "infra" / "local-cluster.sh"
@@ -106,7 +106,7 @@ def local_cluster() -> Iterator[LocalCluster]:
 
 def repository_at(folder: Path) -> Repository:
     """Make a copy of this repository that knows the cluster's DVC remote."""
-    repository = Repository(folder)
+    repository = copied_repository(folder)
     repository.run("dvc", "remote", "add", "--quiet", "--default", "store", "s3://stackgan/dvc")
     repository.run("git", "commit", "--quiet", "--all", "--message", "remote")
     return repository

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).parent.parent
 DEADLINE_SEC = 300
@@ -19,7 +22,7 @@ LOOK_SEC = 0.1
 
 
 class Repository:
-    """A copy of this repository at size=tiny, a git and DVC repository of its own."""
+    """A git and DVC repository, and how a user works in it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -27,17 +30,6 @@ class Repository:
         self.env.pop("RUN_STORAGE", None)
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env['PATH']}"
         self.env["PYTHONPATH"] = str(folder)  # Ray's workers import the copy too
-        listed = self.run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
-        for name in listed.splitlines():
-            if (ROOT / name).is_file() and name != "dvc.lock":  # a demo of ROOT's is none of the copy's
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        self.run("git", "init", "--quiet")
-        self.run("git", "add", "--all")
-        author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-        self.run("git", *author, "commit", "--quiet", "--message", "copy")
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@example.org")
 
     def run(self, *command: str, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -65,18 +57,36 @@ class Repository:
             )
 
     @property
-    def client(self) -> MlflowClient:
+    def client(self) -> "MlflowClient":
+        from mlflow.tracking import MlflowClient
+
         return MlflowClient(f"sqlite:///{self.folder}/runs/mlflow.db")
 
-    def runs(self, stage: str) -> list[Run]:
+    def runs(self, stage: str) -> "list[Run]":
         """Return the stage's MLflow runs, the newest first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         return list(
             self.client.search_runs(experiments, f"tags.stage = '{stage}'", order_by=["attributes.start_time DESC"])
         )
 
-    def epochs_logged(self, run: Run) -> list[int]:
+    def epochs_logged(self, run: "Run") -> list[int]:
         return [int(metric.value) for metric in self.client.get_metric_history(run.info.run_id, "epoch")]
+
+
+def copied_repository(folder: Path) -> Repository:
+    """Make a copy of this repository, with one commit."""
+    repository = Repository(folder)
+    listed = repository.run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
+    for name in listed.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":  # a demo of ROOT's is none of the copy's
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    repository.run("git", "init", "--quiet")
+    repository.run("git", "config", "user.name", "test")
+    repository.run("git", "config", "user.email", "test@example.org")
+    repository.run("git", "add", "--all")
+    repository.run("git", "commit", "--quiet", "--message", "copy")
+    return repository
 
 
 def wait_for(

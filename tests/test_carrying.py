@@ -64,10 +64,8 @@ class OtherDisk:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_ray_that_ends_with_these_tests() -> Iterator[None]:
+def a_ray() -> None:
     start(2)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

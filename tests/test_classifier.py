@@ -137,6 +137,7 @@ def test_shrinking_equals_pillows_bilinear_filter() -> None:
     assert np.abs(ours - theirs).max() < 1.01  # Pillow rounds, twice
 
 
+@pytest.mark.slow
 def test_inception_v3_trains_with_its_auxiliary_head_and_is_saved_without(train: Train, tmp_path: Path) -> None:
     write_crops(tmp_path / "crops", images_per_class=2)
     report = train(tmp_path, crops_dir=tmp_path / "crops", network="inception_v3", num_epochs=1)

@@ -19,7 +19,7 @@ def test_another_version_is_told_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("\n".join(lines))
     with pytest.raises(
         ValueError,
-        match=r"^the cluster has torch \S+ in place of 1\.0\.1, mlflow \S+ in place of 9\.9: build its image",
+        match=r"^the cluster has torch \S+ in place of 1\.0\.1, mlflow \S+ in place of 9\.9: rebuild its image",
     ):
         require_versions(tmp_path / "requirements.txt")
 

@@ -120,6 +120,7 @@ def test_bytes_do_not_depend_on_the_order_or_repetition_of_jobs(cub_root: Path, 
     ]
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers_on_ray(cub_root: Path, tmp_path: Path) -> None:
     crop(cub_root, tmp_path / "here")
     for num_workers in (1, 2, 4):

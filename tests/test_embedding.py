@@ -77,6 +77,7 @@ def test_each_caption_has_its_own_embedding(data_dir: Path, tmp_path: Path) -> N
     assert report["num_captions"] == {"train": 13 * CAPTIONS_PER_IMAGE, "test": 6 * CAPTIONS_PER_IMAGE}
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_workers(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +236,7 @@ def test_cut_and_unknown_characters_are_counted(data_dir: Path, tmp_path: Path) 
         assert report["num_with_characters_outside_the_alphabet"] == 2
 
 
+@pytest.mark.slow
 def test_captions_that_a_pretrained_encoder_cuts_are_counted_whatever_the_workers_and_batches(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def test_a_set_is_at_distance_zero_from_itself_and_covers_itself() -> None:
     assert (found.precision, found.recall) == (1, 1)
 
 
+@pytest.mark.slow
 def test_fid_is_the_closed_form_between_two_normal_distributions() -> None:
     """Rows with exactly the mean and covariance asked for: the distance of the distributions themselves."""
     dim = 6

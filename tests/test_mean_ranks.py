@@ -131,6 +131,7 @@ STUDIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_raters", "num_prompts", "population"), STUDIES)
 def test_intervals_hold_the_truth_as_often_as_they_say(
     num_raters: int, num_prompts: int, population: Population
@@ -153,10 +154,12 @@ def coverage(num_raters: int, num_prompts: int, population: Population, both_way
     return hits / NUM_STUDIES / len(truth)
 
 
+@pytest.mark.slow
 def test_ballots_taken_as_independent_would_hold_it_too_rarely() -> None:
     assert coverage(10, 50, Population(THREE, 0.3, 0.5), both_ways=False) < 0.75
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_separates_the_papers_mean_ranks() -> None:
     """Ten raters, fifty captions, three methods: StackGAN's 1.37 against GAWWN's 1.99."""
     np.testing.assert_allclose(true_mean_ranks(PAPER)[:2], [1.37, 1.99], atol=0.01)

@@ -131,6 +131,7 @@ print((memory('VmHWM') - before) / need.total(num_images))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [4, 100])  # weights need most, and what autograd keeps does
 def test_the_estimate_is_within_a_factor_of_two_of_a_measured_peak(num_images: int) -> None:
     command = [sys.executable, "-c", MEASURED, str(num_images)]

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,29 @@ GROUPS = {
     group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
     for group in ("dataset", "size", "gan", "text", "augmentation", "hardware")
 }
-# Every pair of groups is crossed; more would take minutes and no group looks at two others.
-COMBINATIONS = [
-    [f"{one}={choice}", f"{other}={another}"]
-    for one, other in itertools.combinations(GROUPS, 2)
-    for choice, another in itertools.product(GROUPS[one], GROUPS[other])
-]
+DEFAULTS = ("dataset=demo", "size=demo", "gan=paper", "text=char_cnn_rnn", "augmentation=none", "hardware=cpu")
+
+
+def compositions_that_cross_every_pair() -> list[list[str]]:
+    """Return choices of all groups, among which every two choices of two groups stand beside each other.
+
+    gan and dataset alone have 80 pairs, so about as many compositions are needed; to cross all groups takes thousands.
+    """
+    groups = [[f"{group}={choice}" for choice in choices] for group, choices in GROUPS.items()]
+    pairs_of_groups = itertools.starmap(itertools.product, itertools.combinations(groups, 2))
+    waiting = {frozenset(pair) for pairs in pairs_of_groups for pair in pairs}
+    found: list[list[str]] = []
+
+    def worth(choice: str, chosen: list[str], wanted: frozenset[str]) -> tuple[bool, int]:
+        return choice in wanted, sum(frozenset((choice, other)) in waiting for other in chosen)
+
+    while waiting:
+        wanted, chosen = min(waiting, key=sorted), list[str]()
+        for choices in groups:
+            chosen.append(max(choices, key=partial(worth, chosen=chosen, wanted=wanted)))
+        waiting -= set(map(frozenset, itertools.combinations(chosen, 2)))
+        found.append(chosen)
+    return found
 
 
 def write(path: Path, document: object) -> Path:
@@ -343,10 +361,16 @@ def test_params_cannot_be_changed() -> None:
         loaded.z_dim = 1
 
 
+@pytest.fixture(scope="module", autouse=True)
+def initialised_hydra() -> Iterator[None]:
+    """Let all compositions be of one reading of conf/."""
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base=None):
+        yield
+
+
 def composition(overrides: list[str]) -> dict[str, Any]:
     """Return what DVC writes into params.yaml for these overrides: Hydra's composition of conf/, resolved."""
-    with hydra.initialize_config_dir(str(CONF_DIR), version_base=None):
-        config = hydra.compose("config", overrides)
+    config = hydra.compose("config", overrides)
     OmegaConf.resolve(config)
     composed = OmegaConf.to_container(config)
     assert isinstance(composed, dict)
@@ -358,25 +382,21 @@ def test_params_yaml_is_the_default_composition_of_conf() -> None:
 
 
 def test_naming_the_defaults_changes_nothing() -> None:
-    defaults = ["dataset=demo", "size=demo", "gan=paper", "text=char_cnn_rnn", "augmentation=none", "hardware=cpu"]
-    assert composition(defaults) == COMMITTED
+    assert composition(list(DEFAULTS)) == COMMITTED
 
 
-@pytest.mark.parametrize("overrides", COMBINATIONS, ids=" ".join)
-def test_every_combination_of_groups_loads(overrides: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", compositions_that_cross_every_pair(), ids=" ".join)
+def test_every_two_choices_of_groups_load_together(overrides: list[str], tmp_path: Path) -> None:
     composed = composition(overrides)
     path = write(tmp_path / "params.yaml", composed)
     assert set(composed) == set(SECTIONS)
-    for section, cls in SECTIONS.items():
-        load_params(section, cls, path)
+    load_params("report", SECTIONS["report"], path)  # and checks the other sections
 
 
 @pytest.mark.parametrize("dataset", GROUPS["dataset"])
 def test_a_data_set_alone_brings_a_size_that_loads(dataset: str, tmp_path: Path) -> None:
     path = write(tmp_path / "params.yaml", composition([f"dataset={dataset}"]))
     assert load_params("dataset", SECTIONS["dataset"], path).name == dataset
-    for section, cls in SECTIONS.items():
-        load_params(section, cls, path)
 
 
 def test_cub_trains_what_the_paper_trained() -> None:

@@ -42,6 +42,7 @@ def test_two_methods_have_davidsons_closed_form() -> None:
     assert found.shares.sum() == pytest.approx(1) and found.log_strengths.sum() == pytest.approx(0)
 
 
+@pytest.mark.slow
 def test_first_choices_of_full_rankings_happen_as_often_as_the_shares_say() -> None:
     """At the maximum, observed and expected choices agree for each method (the score equations), ties included."""
     ranks = draw_ranks(Population((0.8, 0.2, 0.0, -0.4), 0.3, 0.3, step=0.8), 20, 30, np.random.default_rng(1))
@@ -113,6 +114,7 @@ def test_without_a_ballot_there_is_no_strength() -> None:
     assert plackett_luce(np.full((3, 4, 2), NAN), level=0.95) is None
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_strengths_of_the_population_as_often_as_they_say() -> None:
     population = Population((1.2, 0.4, -0.6), 0.3, 0.5)
     large = plackett_luce(draw_ranks(population, 400, 400, np.random.default_rng(6)), level=0.95)

@@ -109,6 +109,7 @@ def test_samples_in_several_shards_are_the_same_pictures(
     assert grids[0] == grids[1]
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_bytes_whoever_paints_them(
     trained_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

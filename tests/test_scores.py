@@ -123,6 +123,7 @@ def test_what_means_nothing_for_a_bound_is_left_empty(scores: dict[str, Any]) ->
     assert scores["real_train"]["nearest_train_distance"] is None
 
 
+@pytest.mark.slow
 def test_a_generator_that_copies_its_training_pictures_is_found_out(inputs: Inputs, tmp_path: Path) -> None:
     train_ids, train_parts = real_parts(inputs.crops_dir, "train")
     images = read_images(inputs.crops_dir, "test")
@@ -172,6 +173,7 @@ def test_r_precision_is_that_of_the_captions_of_other_classes(inputs: Inputs, sc
     assert scores["stage1"]["r_precision"]["chance"] == pytest.approx(1 / (NUM_WRONG + 1), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 100])
 def test_batch_size_does_not_move_the_scores(inputs: Inputs, scores: dict[str, Any], batch_size: int) -> None:
     for method, other in inputs.score(batch_size=batch_size).items():
@@ -180,12 +182,14 @@ def test_batch_size_does_not_move_the_scores(inputs: Inputs, scores: dict[str, A
         assert other["inception_score"]["mean"] == pytest.approx(scores[method]["inception_score"]["mean"], abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_number_of_workers_does_not_move_a_digit(inputs: Inputs, num_workers: int) -> None:
     on_ray = [inputs.evaluate(map_jobs=partial(map_shards, num_workers=workers)) for workers in (num_workers, 3)]
     assert json.dumps(on_ray[0]) == json.dumps(on_ray[1])
 
 
+@pytest.mark.slow
 def test_the_order_in_which_parts_are_judged_does_not_move_a_digit(inputs: Inputs, scores: dict[str, Any]) -> None:
     def backwards(work: Callable[[JudgeJob], Judged], jobs: Sequence[JudgeJob]) -> list[Judged]:
         return [work(job) for job in reversed(jobs)][::-1]
@@ -217,6 +221,7 @@ def test_area_reduction_averages_blocks_and_rounds() -> None:
     assert np.array_equal(area_reduced(images[:, :64, :64], 64), images[:, :64, :64])
 
 
+@pytest.mark.slow
 def test_features_of_the_classifier_are_scored_as_they_were_trained_on(inputs: Inputs, tmp_path: Path) -> None:
     classifier_dir, encoder_dir = tmp_path / "classifier", tmp_path / "text_encoder"
     train_classifier(
@@ -243,6 +248,7 @@ def test_features_of_the_classifier_are_scored_as_they_were_trained_on(inputs: I
     assert found["r_precision"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_imagenet_network_scores_pictures_but_names_no_class(inputs: Inputs, tmp_path: Path) -> None:
     save_file(new_network("inception_v3", 1000, seed=7).state_dict(), tmp_path / "inception.safetensors")
     train_classifier(

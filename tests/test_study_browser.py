@@ -20,6 +20,8 @@ from tests.browser import DESKTOP, PHONE, WAIT_SEC, Page, chromium
 from tests.study_data import SECRET, ranks_by, write_inputs, write_study
 from tests.study_server import served
 
+pytestmark = pytest.mark.browser
+
 QUALITY = ("real_test", "stackgan", "stage1", "untrained")
 MATCH = ("real_test", "stage1", "stackgan", "untrained")
 
@@ -123,6 +125,7 @@ def test_several_raters_take_the_whole_study_at_once_by_mouse_finger_and_keyboar
         site.require_all_given(rater, "web")
 
 
+@pytest.mark.slow
 def test_letters_can_be_dragged_to_ranks_and_share_one(site: Site) -> None:
     for size in (DESKTOP, PHONE):
         with chromium(size) as browser:
@@ -200,6 +203,7 @@ PAGES: dict[str, Callable[[Site, webdriver.Chrome], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_are_accessible_fit_the_screen_and_need_nothing_from_elsewhere(
@@ -245,6 +249,7 @@ def stackgan(*arguments: object) -> None:
         main()
 
 
+@pytest.mark.slow
 def test_a_study_from_a_file_saves_ballots_that_can_be_imported(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.study_load import lost_and_doubled, make_study, percentile, put_under_load, serving
 from pipeline.evaluation.study.files import Study
 
+pytestmark = [pytest.mark.load, pytest.mark.slow]
+
 NUM_RATERS, NUM_BALLOTS = 200, 4
 LONGEST_P99_MS = 300
 

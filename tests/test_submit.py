@@ -18,11 +18,12 @@ from tests.local_cluster import CONTINUED, FAULTS, LocalCluster, local_cluster, 
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-NUM_EPOCHS = 120
-SIGNS = (4, 24, 44, 64, 84)  # the epochs after which something fails
+NUM_EPOCHS = 90
+SIGNS = (40, 50, 60, 70, 80)  # the epochs after which something fails, beyond those of the job that is cancelled
 LONG = ("-S", "size=tiny", "-S", f"train_stage1.num_epochs={NUM_EPOCHS}")
-pytestmark = pytest.mark.timeout(1500)  # seconds: a test may be the first, before which the whole DAG is submitted
-QUICK_SEC = 20  # in which a mistake is told: a few seconds on a quiet machine
+# In seconds: a test may be the first, before which the cluster is started and a training submitted.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+QUICK_SEC = 40  # in which a mistake is told: four seconds on a quiet machine, and others test beside us
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     return repository_at(tmp_path_factory.mktemp("home") / "repository")
 
 
+TRAINING = "train_stage1"
+UPSTREAM = ["make_demo_dataset", "crop_images", "fit_text_encoder", "embed_captions", TRAINING]
+
+
 @pytest.fixture(scope="module")
-def submitted(cluster: LocalCluster, repository: Repository) -> subprocess.CompletedProcess[str]:
-    """Submit the whole DAG once and wait for its results."""
+def trained(cluster: LocalCluster, repository: Repository) -> subprocess.CompletedProcess[str]:
+    """Submit a training with what it needs, and wait for its results."""
+    return cluster.run(repository, "stackgan", "submit", TRAINING, "-S", "size=tiny")
+
+
+@pytest.fixture(scope="module")
+def submitted(
+    cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
+) -> subprocess.CompletedProcess[str]:
+    """Submit the whole DAG, of which the training is done, and wait for its results."""
+    assert trained.returncode == 0
     return cluster.run(repository, "stackgan", "submit", "-S", "size=tiny")
 
 
@@ -48,48 +62,72 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.splitlines()[-1]
 
 
-def test_a_submitted_dag_comes_home(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """List the stages that a submitted job ran."""
+    assert done.returncode == 0, done.stderr[-4000:]
+    return re.findall(r"Running stage '(\w+)'", done.stderr)
+
+
+def require_equal_weights(repository: Repository, request: pytest.FixtureRequest, *models: str) -> None:
+    """Compare with the models of the DAG at home, which may run meanwhile in another process of the tests."""
+    at_home: Path = request.getfixturevalue("at_home")
+    for model in models:
+        weights = sorted((at_home / "models" / model).glob("*.safetensors"))
+        assert weights
+        for path in weights:
+            assert file_sha256(path) == file_sha256(repository.folder / "models" / model / path.name), path
+
+
+def test_a_submitted_training_comes_home_with_the_weights_of_home(
+    repository: Repository, trained: subprocess.CompletedProcess[str], request: pytest.FixtureRequest
 ) -> None:
-    assert submitted.returncode == 0, submitted.stderr[-4000:]
-    assert repository.changed_stages() == set()
-    assert {"models", "samples", "data"} <= {path.name for path in repository.folder.iterdir()}
-    reports = json.loads((repository.folder / "reports" / "evaluate_inception.json").read_text())
-    assert "stackgan" in reports["methods"]
-    assert "succeeded; written: dvc.lock, reports/" in submitted.stdout
-    assert "stackgan-results:" not in submitted.stderr
+    assert ran(trained) == UPSTREAM
+    assert repository.changed_stages().isdisjoint(UPSTREAM)
+    assert "succeeded; written: dvc.lock, reports/" in trained.stdout
+    assert "stackgan-results:" not in trained.stderr
+    require_equal_weights(repository, request, "text_encoder", "stage1")
 
 
 def test_a_second_submit_does_nothing(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+    cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
 ) -> None:
     before = len(cluster.tracked(repository))
-    assert cluster.run(repository, "stackgan", "submit").stdout == "nothing to do: every stage is reproduced\n"
+    done = cluster.run(repository, "stackgan", "submit", TRAINING)
+    assert done.stdout == "nothing to do: every stage is reproduced\n"
     assert len(cluster.tracked(repository)) == before
 
 
 def test_each_stage_has_one_finished_run_on_the_server(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+    cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
 ) -> None:
-    runs = {run["stage"]: run for run in cluster.tracked(repository)}
-    assert sorted(run["stage"] for run in cluster.tracked(repository)) == sorted(STAGES)
+    tracked = cluster.tracked(repository)
+    runs = {run["stage"]: run for run in tracked}
+    assert len(runs) == len(tracked) and runs.keys() >= set(UPSTREAM)
     commit = repository.run("git", "rev-parse", "HEAD").stdout.strip()
     for stage, run in runs.items():
         assert run["status"] == "FINISHED", stage
         assert run["tags"]["mlflow.source.git.commit"] == commit
         assert run["tags"]["git_changed_files"] == "1"  # params.yaml
-    assert runs["train_stage1"]["epochs"] == [1, 2, 3]
+    assert runs[TRAINING]["epochs"] == [1, 2, 3]
 
 
-def test_the_models_are_those_of_the_same_dag_at_home(
-    models_at_home: Path, repository: Repository, submitted: subprocess.CompletedProcess[str]
+@pytest.mark.slow
+def test_the_rest_of_the_dag_runs_alone_and_comes_home(
+    cluster: LocalCluster,
+    repository: Repository,
+    submitted: subprocess.CompletedProcess[str],
+    request: pytest.FixtureRequest,
 ) -> None:
-    weights = sorted(path.relative_to(models_at_home) for path in models_at_home.glob("*/*.safetensors"))
-    assert {path.parts[0] for path in weights} == {"text_encoder", "stage1", "stage2", "classifier"}
-    for path in weights:
-        assert file_sha256(models_at_home / path) == file_sha256(repository.folder / "models" / path), path
+    assert sorted(ran(submitted)) == sorted(set(STAGES) - set(UPSTREAM))
+    assert repository.changed_stages() == set()
+    assert {"models", "samples", "data"} <= {path.name for path in repository.folder.iterdir()}
+    reports = json.loads((repository.folder / "reports" / "evaluate_inception.json").read_text())
+    assert "stackgan" in reports["methods"]
+    assert sorted(run["stage"] for run in cluster.tracked(repository)) == sorted(STAGES)
+    require_equal_weights(repository, request, "stage2", "classifier")
 
 
+@pytest.mark.slow
 def test_the_registered_model_paints_the_picture_that_generate_paints(
     cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
@@ -123,8 +161,9 @@ def stop_all_of(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_the_jobs_status_is_ours(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+    cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
 ) -> None:
     done = cluster.run(
         repository, "stackgan", "submit", "train_stage1", "-S", "size=tiny", "-S", "train_stage1.batch_size=7"
@@ -134,12 +173,7 @@ def test_the_jobs_status_is_ours(
     repository.run("git", "checkout", "params.yaml")
 
 
-def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """List the stages that a submitted job ran."""
-    assert done.returncode == 0, done.stderr[-4000:]
-    return re.findall(r"Running stage '(\w+)'", done.stderr)
-
-
+@pytest.mark.slow
 def test_a_change_of_the_last_stage_runs_that_alone(
     cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
 ) -> None:
@@ -151,6 +185,7 @@ def test_a_change_of_the_last_stage_runs_that_alone(
     repository.run("git", "checkout", "params.yaml")
 
 
+@pytest.mark.slow
 def test_what_was_made_at_home_is_not_made_again(cluster: LocalCluster, tmp_path: Path) -> None:
     home = repository_at(tmp_path / "home")
     home.run("dvc", "exp", "run", "-S", "size=tiny", "-S", "make_demo_dataset.seed=3", "make_demo_dataset")
@@ -187,11 +222,11 @@ def test_strangers_are_refused(cluster: LocalCluster, repository: Repository) ->
 
 
 def test_no_secret_is_in_logs_runs_or_what_was_sent(
-    cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]
+    cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
 ) -> None:
     secrets = [value for name, value in cluster.secrets.items() if name.endswith(("TOKEN", "KEY", "KEY_ID"))]
     assert len(secrets) == 3 and all(len(secret) == 32 for secret in secrets)
-    assert not any(secret in submitted.stderr + submitted.stdout for secret in secrets)
+    assert not any(secret in trained.stderr + trained.stdout for secret in secrets)
     tracked = json.dumps(cluster.tracked(repository))
     assert not any(secret in tracked for secret in secrets)
     sent = [path for path in (repository.folder / "runs" / "jobs").rglob("*") if path.is_file()]
@@ -203,14 +238,16 @@ def test_no_secret_is_in_logs_runs_or_what_was_sent(
 
 
 @pytest.fixture
-def fresh(repository: Repository, submitted: subprocess.CompletedProcess[str]) -> Iterator[Repository]:
-    """Yield the repository with something to do, and put it back as it was."""
+def fresh(repository: Repository) -> Iterator[Repository]:
+    """Yield the repository with something to do, and put it back as it was; what is refused needs no submitted DAG."""
     repository.change("train_stage1", seed=11)
     yield repository
     repository.run("git", "checkout", ".dvc", "params.yaml")
     (repository.folder / ".dvc" / "config.local").unlink(missing_ok=True)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "words"),
     [
@@ -227,12 +264,14 @@ def test_a_wrong_address_is_told_at_once(cluster: LocalCluster, fresh: Repositor
     assert time.monotonic() - started < QUICK_SEC
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", ["wrong" * 8, ""])
 def test_a_wrong_token_is_told_at_once(cluster: LocalCluster, fresh: Repository, token: str, tmp_path: Path) -> None:
     done = cluster.run(fresh, "stackgan", "submit", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert "refuses our token: put the cluster's into RAY_AUTH_TOKEN" in refusal(done)
 
 
+@pytest.mark.slow
 def test_another_version_of_ray_is_told_at_once(cluster: LocalCluster, fresh: Repository, tmp_path: Path) -> None:
     """The answers of a head of Ray 2.55, which cannot be installed beside ours."""
     script = (
@@ -256,6 +295,7 @@ def test_another_version_of_ray_is_told_at_once(cluster: LocalCluster, fresh: Re
     assert re.search(r"runs Ray 2\.55\.0 and this is 2\.\d+\.\d+: install ray==2\.55\.0 here, or rebuild", told)
 
 
+@pytest.mark.slow
 def test_a_tree_that_is_too_large_is_told_at_once(cluster: LocalCluster, fresh: Repository) -> None:
     large = fresh.folder / "notes" / "recording.wav"
     large.parent.mkdir()
@@ -293,11 +333,13 @@ def told_by_the_job(cluster: LocalCluster, repository: Repository, *settings: st
     return told
 
 
+@pytest.mark.slow
 def test_gpus_that_are_not_there_are_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
     told = told_by_the_job(cluster, fresh, "-S", "hardware=gpu", "-S", "train_stage1.seed=12")
     assert "ask for 1 GPUs and Ray sees 0; lower them, or use hardware=cpu" in told
 
 
+@pytest.mark.slow
 def test_a_missing_bucket_of_the_remote_is_told_before_anything_is_sent(
     cluster: LocalCluster, fresh: Repository
 ) -> None:
@@ -307,6 +349,7 @@ def test_a_missing_bucket_of_the_remote_is_told_before_anything_is_sent(
     assert "bucket does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_remote_that_the_cluster_cannot_write_is_told_before_any_stage(
     cluster: LocalCluster, fresh: Repository
 ) -> None:
@@ -317,6 +360,7 @@ def test_a_remote_that_the_cluster_cannot_write_is_told_before_any_stage(
         assert re.search(r"the DVC remote cannot be written \(.*bucket does not exist.*\); create it, or give", told)
 
 
+@pytest.mark.slow
 def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
     flag = cluster.folder / "store_refuses_writes"
     flag.touch()
@@ -329,13 +373,14 @@ def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCl
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: LocalCluster, repository: Repository, submitted: subprocess.CompletedProcess[str]) -> str:
+def undisturbed(cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]) -> str:
     """Return the sha256 of the generator of a longer training on the cluster that nothing happened to."""
     done = cluster.run(repository, "stackgan", "submit", "train_stage1", *LONG)
     assert done.returncode == 0, done.stderr[-4000:]
     return generator_of(repository)
 
 
+@pytest.mark.slow
 def test_a_trainings_run_has_the_load_of_every_machine_at_work(
     cluster: LocalCluster, repository: Repository, undisturbed: str
 ) -> None:
@@ -351,29 +396,6 @@ def generator_of(repository: Repository) -> str:
     return file_sha256(repository.folder / "models" / "stage1" / "generator.safetensors")
 
 
-def test_a_job_can_be_left_attached_to_again_and_cancelled(
-    cluster: LocalCluster, repository: Repository, undisturbed: str, tmp_path: Path
-) -> None:
-    settings = (*LONG, "-S", "train_stage1.sample_every_epochs=5")
-    done = cluster.run(repository, "stackgan", "submit", "train_stage1", *settings, "--detach")
-    assert "runs on; stackgan attach, stackgan cancel" in done.stdout, done.stderr
-    log_path = tmp_path / "attach.log"
-    attached = cluster.start(repository, "stackgan", "attach", log_path=log_path)
-    wait_for(lambda: "stage1 epoch 3/" in log_path.read_text(), attached, log_path)
-    assert "is stopping; submitted again, it goes on" in cluster.run(repository, "stackgan", "cancel").stdout
-    assert attached.wait(60) != 0
-    assert "stopped; its log says why above" in log_path.read_text()
-    wait_until(lambda: cluster.run(repository, "stackgan", "cancel").returncode == 1)
-    assert "does not run (stopped)" in refusal(cluster.run(repository, "stackgan", "cancel"))
-    done = cluster.run(repository, "stackgan", "submit", "train_stage1")
-    assert done.returncode == 0 and CONTINUED in done.stderr, done.stderr[-4000:]
-    (run,) = cluster.tracked(
-        repository, "params.`train_stage1.sample_every_epochs` = '5' and tags.stage = 'train_stage1'"
-    )
-    assert run["status"] == "FINISHED" and run["epochs"] == list(range(1, NUM_EPOCHS + 1))
-    assert generator_of(repository) == undisturbed
-
-
 def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -381,17 +403,34 @@ def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
         os.sched_yield()
 
 
-def test_faults_change_nothing(cluster: LocalCluster, repository: Repository, undisturbed: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_job_left_attached_to_cancelled_and_struck_by_faults_ends_as_an_undisturbed_one(
+    cluster: LocalCluster, repository: Repository, undisturbed: str, tmp_path: Path
+) -> None:
     """A training that each part of the cluster fails in its turn; benchmarks/faults.py does it to the whole demo."""
     every = 3  # grids every so many epochs: the same weights, and a training of its own for DVC
     settings = (*LONG, "-S", f"train_stage1.sample_every_epochs={every}")
+    done = cluster.run(repository, "stackgan", "submit", "train_stage1", *settings, "--detach")
+    assert "runs on; stackgan attach, stackgan cancel" in done.stdout, done.stderr
+    attach_log = tmp_path / "attach.log"
+    attached = cluster.start(repository, "stackgan", "attach", log_path=attach_log)
+    wait_for(lambda: "stage1 epoch 3/" in attach_log.read_text(), attached, attach_log)
+    assert "is stopping; submitted again, it goes on" in cluster.run(repository, "stackgan", "cancel").stdout
+    assert attached.wait(60) != 0
+    assert "stopped; its log says why above" in attach_log.read_text()
+    wait_until(lambda: cluster.run(repository, "stackgan", "cancel").returncode == 1)
+    assert "does not run (stopped)" in refusal(cluster.run(repository, "stackgan", "cancel"))
+
     signs = tuple(f"stage1 epoch {epoch}/" for epoch in SIGNS)
-    struck = submit_among_faults(cluster, repository, signs, tmp_path / "submit.log", "train_stage1", *settings)
+    log_path = tmp_path / "submit.log"
+    struck = submit_among_faults(cluster, repository, signs, log_path, "train_stage1", *settings)
+    assert CONTINUED in log_path.read_text().partition(signs[0])[0]
     for one, may_move in zip(struck, FAULTS.values(), strict=True):
         assert one.moved in may_move, one
     assert generator_of(repository) == undisturbed
     (run,) = cluster.tracked(
-        repository, f"params.`train_stage1.sample_every_epochs` = '{every}' and tags.stage = 'train_stage1'"
-    )
+        repository, f"params.`train_stage1.num_epochs` = '{NUM_EPOCHS}' and tags.stage = 'train_stage1' and "
+        f"params.`train_stage1.sample_every_epochs` = '{every}'"
+    )  # fmt: skip
     assert run["status"] == "FINISHED" and run["epochs"] == list(range(1, NUM_EPOCHS + 1))
     assert run["grids"] == [f"grids/epoch_{epoch:05d}.png" for epoch in range(every, NUM_EPOCHS + 1, every)]

@@ -126,6 +126,7 @@ def test_a_pretrained_encoder_stays_as_it_is_and_the_image_encoder_takes_its_len
     assert report["zero_shot"] == zero_shot_of(crops_dir, tmp_path / "encoder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["char_cnn_rnn", "pretrained"])
 def test_the_classifiers_features_take_the_place_of_the_joint_network(
     crops_dir: Path, tmp_path: Path, classifiers: dict[str, Classifier], encoder: str

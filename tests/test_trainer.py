@@ -664,7 +664,6 @@ def test_a_fresh_trainer_goes_on_bit_for_bit(name: str) -> None:
 
 # On a GPU.
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 WITHOUT_GRAPH = tuple(speedup for speedup in SPEEDUPS if speedup != "cuda_graph")
 PENALISED = {"spectral_normalisation": True, "gradient_penalty": "r1", "gradient_penalty_weight": 1.0}
@@ -677,7 +676,7 @@ ON_GPU: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_GPU)
 def test_a_gpu_computes_what_a_processor_computes_replayed_or_not(name: str) -> None:
     number, group, changes, options = ON_GPU[name]
@@ -697,7 +696,7 @@ def test_a_gpu_computes_what_a_processor_computes_replayed_or_not(name: str) -> 
     assert num_passes == [num_passes[0], num_passes[0] // 2, num_passes[0]]
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_step_is_recorded_anew_for_another_learning_rate_or_state() -> None:
     gan = narrow("paper")
     outcomes: list[Outcome] = []
@@ -721,7 +720,7 @@ def test_a_step_is_recorded_anew_for_another_learning_rate_or_state() -> None:
     assert_the_same(*outcomes)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_step_is_replayed_only_where_a_graph_can_hold_it() -> None:
     gan = narrow("paper")
     stage = stage_of(1, gan)

@@ -88,6 +88,8 @@ steps, whole_step, whole_hash = [], Trainer.step, checkpoints.file_sha256
 def step(self, batch, noise):
     steps.append(1)
     if kind == "before step" and len(steps) == int(detail):
+        while not checkpoints.checkpoint_dirs(Path(storage)):  # the thread that writes the one before is not done
+            os.sched_yield()
         die()
     if kind == "at random" and len(steps) == 1:
         threading.Timer(random.Random(int(detail)).uniform(0.05, 0.8), die).start()
@@ -176,19 +178,26 @@ def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(
     assert [row["epoch"] for row in progress.history] == [1, 2, 3]
 
 
-def test_a_training_killed_at_five_random_moments_ends_bit_for_bit_as_an_undisturbed_one(
-    data_dir: Path, tmp_path: Path
+@pytest.fixture(scope="module")
+def undisturbed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    """Return a training of 60 epochs that nothing happened to."""
+    job = training_job(data_dir, tmp_path_factory.mktemp("whole"), train=replace(TRAIN, num_epochs=60))
+    train(job, lambda rank: NullRun())
+    return job
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), pytest.param((2, 3, 4), marks=pytest.mark.slow)], ids=["twice", "thrice"])
+def test_a_training_killed_at_random_moments_ends_bit_for_bit_as_an_undisturbed_one(
+    seeds: tuple[int, ...], undisturbed: TrainingJob, tmp_path: Path
 ) -> None:
-    job = training_job(data_dir, tmp_path / "whole", train=replace(TRAIN, num_epochs=60))
-    killed = replace(job, storage_dir=tmp_path / "killed", stage1_dir=tmp_path)
-    for seed in range(5):
+    killed = replace(undisturbed, storage_dir=tmp_path / "killed", stage1_dir=tmp_path)
+    for seed in seeds:
         assert run_killed(killed, f"at random {seed}") == -signal.SIGKILL
-    for run in (job, killed):
-        train(run, lambda rank: NullRun())
-    whole, resumed = final_tensors(job.storage_dir), final_tensors(killed.storage_dir)
+    train(killed, lambda rank: NullRun())
+    whole, resumed = final_tensors(undisturbed.storage_dir), final_tensors(killed.storage_dir)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert losses_of(job.storage_dir) == losses_of(killed.storage_dir)
+    assert losses_of(undisturbed.storage_dir) == losses_of(killed.storage_dir)
 
 
 def test_a_training_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
@@ -232,6 +241,7 @@ def train_with_two_workers(job: TrainingJob) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_batch_and_resume_bit_for_bit(data_dir: Path, tmp_path: Path) -> None:
     one, two = replace(TRAIN, num_epochs=1), replace(TRAIN, num_epochs=2)
     train_with_two_workers(training_job(data_dir, tmp_path / "whole", train=two))
@@ -290,6 +300,7 @@ def losses_in_double(job: TrainingJob, num_workers: int) -> list[list[float]]:
     return json.loads(losses_path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage_number", "stage1_follows"), [(1, False), (2, True)])
 def test_with_synchronised_batchnorm_two_workers_have_the_losses_of_one(
     stage_number: int, stage1_follows: bool, data_dir: Path, stage1_dir: Path, tmp_path: Path
@@ -452,6 +463,7 @@ def test_a_stackgan_of_128_trains_and_paints_at_128(data_dir: Path, stage1_dir: 
     assert paint(stage, torch.zeros(1, EMBEDDING_DIM), [0]).shape == (1, 128, 128, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["gan_int_cls", "gan_256", "gawwn"])
 def test_the_other_systems_of_the_tables_train_and_resume(group: str, data_dir: Path, tmp_path: Path) -> None:
     params = replace(TRAIN, num_epochs=2)
@@ -546,11 +558,10 @@ def test_precision_is_as_asked_and_the_faster_one_where_it_is_not() -> None:
 
 # On a GPU.
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = replace(CPU, use_gpu=True)
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage_number", [1, 2])
 def test_a_training_on_a_gpu_that_was_stopped_ends_bit_for_bit_as_an_undisturbed_one(
@@ -569,7 +580,7 @@ def test_a_training_on_a_gpu_that_was_stopped_ends_bit_for_bit_as_an_undisturbed
     assert (tmp_path / "models" / "generator.safetensors").is_file()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("device_data_mb", [0, 100])
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_steps_of_an_epoch_do_not_wait_for_the_gpu(

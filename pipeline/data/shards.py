@@ -73,7 +73,7 @@ class ImageShards:
             OSError: this system cannot read at a place in a file.
         """
         if not hasattr(os, "preadv"):
-            raise OSError("this system has no preadv, by which shards are read: use Linux, macOS 11 or newer, or WSL")
+            raise OSError("this system lacks os.preadv, which reading shards needs: use Linux, macOS or WSL")
         paths = sorted(folder.glob("shard_*.arrow"))
         if not paths:
             raise ValueError(f"{folder} holds no shard_*.arrow: run `dvc repro crop_images`")
