@@ -86,7 +86,7 @@ def _version() -> str:
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
-        return "that is not installed"
+        return "(not installed)"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,10 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.data.files import file_sha256
+from pipeline.data.released import EMBEDDINGS_NAME
 from pipeline.data.tables import EncoderId
 from pipeline.gan.stages import new_stage
+from pipeline.paper_tables import PAGE_PATH
 from pipeline.text.char_cnn_rnn import CharCnnRnn
 from pipeline.text.encoders import load_text_encoder, save_text_encoder
 from tests.gan_data import ARCHITECTURE, EMBEDDING_DIM
@@ -294,3 +296,17 @@ def test_completion_knows_the_commands(
         run("--print-completion", shell, monkeypatch=monkeypatch)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("generate", "import-embeddings", "--both-stages", "offline"))
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [(["import-embeddings"], EMBEDDINGS_NAME), (["tables", "show"], str(PAGE_PATH))],
+    ids=["import-embeddings", "tables show"],
+)
+def test_help_names_the_default_that_the_command_takes(
+    command: list[str], default: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser repeats it, so that the help need not import the module that holds it."""
+    with pytest.raises(SystemExit):
+        run(*command, "--help", monkeypatch=monkeypatch)
+    assert default in "".join(capsys.readouterr().out.split())

@@ -28,7 +28,7 @@ def test_after_it():
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+def output(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return what pytest says of tests that fail, with this suite's conftest.py and settings, where CI is set."""
     folder = tmp_path_factory.mktemp("failing")
     (folder / "test_some.py").write_text(FAILING)
@@ -39,9 +39,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout
 
 
-def test_a_difference_of_megabytes_is_told_in_a_few_lines(told: str) -> None:
-    assert told.count("FAILED") == 4 and len(told) < 15_000
+def test_a_difference_of_megabytes_is_reported_in_a_few_lines(output: str) -> None:
+    assert output.count("FAILED") == 4 and len(output) < 15_000
 
 
-def test_a_hanging_test_is_ended_by_its_name_and_the_others_run(told: str) -> None:
-    assert "4 failed, 1 passed" in told and "test_some.py::test_that_hangs - Failed: Timeout" in told
+def test_a_hanging_test_is_ended_by_its_name_and_the_others_run(output: str) -> None:
+    assert "4 failed, 1 passed" in output and "test_some.py::test_that_hangs - Failed: Timeout" in output

@@ -1,4 +1,4 @@
-"""`make setup`: locks that hold what pyproject.toml asks for, and mistakes told in one line."""
+"""`make setup`: locks that hold what pyproject.toml asks for, and mistakes reported in one line."""
 
 import os
 import re
@@ -74,47 +74,49 @@ def make_setup(folder: Path, *arguments: str, **env: str) -> str:
         ["make", "setup", *arguments], cwd=folder, env=os.environ | env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
-    told = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert not list(folder.glob(".venv/installed*"))
-    return told[-1]
+    return lines[-1]
 
 
 @pytest.mark.parametrize(("major", "minor"), [(3, 10), (3, 15), (2, 7)])
-def test_a_python_that_is_too_old_or_too_new_is_told(major: int, minor: int, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_or_too_new_is_reported(major: int, minor: int, tmp_path: Path) -> None:
     other = tmp_path / "python"
     code = f"import sys; sys.version_info = ({major}, {minor}, 1); exec(sys.argv[1])"
     other.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{code}' \"$2\"\n")
     other.chmod(0o755)
-    told = make_setup(tmp_path / "clone", f"PYTHON={other}")
+    message = make_setup(tmp_path / "clone", f"PYTHON={other}")
     assert (
-        told
+        message
         == f"error: this is Python {major}.{minor} and StackGAN needs 3.11 to 3.14: run make setup PYTHON=python3.12"
     )
 
 
-def test_no_uv_and_no_index_is_told(tmp_path: Path) -> None:
+def test_no_uv_and_no_index_is_reported(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("make", "sh", "touch"):
         (programs / name).symlink_to(str(shutil.which(name)))
     env = {"PATH": str(programs), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
-    told = make_setup(tmp_path / "clone", f"PYTHON={sys.executable}", **env)
-    assert told.startswith("error: uv could not be installed (.venv/uv.log): connect to a package index, or install uv")
+    message = make_setup(tmp_path / "clone", f"PYTHON={sys.executable}", **env)
+    assert message.startswith(
+        "error: uv could not be installed (.venv/uv.log): connect to a package index, or install uv"
+    )
 
 
-def test_a_lock_that_lacks_a_package_is_told(tmp_path: Path) -> None:
+def test_a_lock_that_lacks_a_package_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
     (folder / "pyproject.toml").write_text(
         '[project]\nname = "some"\nversion = "1"\ndependencies = ["lacking>=2"]\noptional-dependencies.dev = []\n'
     )
     with_uv = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    told = make_setup(folder, PATH=with_uv, UV_NO_CONFIG="1")
+    message = make_setup(folder, PATH=with_uv, UV_NO_CONFIG="1")
     fault = "this package does not fit what requirements-dev.txt installed (uv says why above)"
-    assert told == f"error: {fault}: run make lock"
+    assert message == f"error: {fault}: run make lock"
 
 
-def test_windows_is_told_of_wsl() -> None:
+def test_windows_users_are_sent_to_wsl() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import os; os.name = 'nt'; import pipeline"],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -200,3 +200,10 @@ def test_a_full_disk_leaves_the_shard_before_it(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     np.testing.assert_array_equal(read_shard(path, 5).pixels, pictures(2, 5))
     assert [path.name for path in tmp_path.iterdir()] == ["shard_00000.arrow"]
+
+
+def test_a_system_without_preadv_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_split(tmp_path, (1,))
+    monkeypatch.delattr(os, "preadv")
+    with pytest.raises(OSError, match=r"^this system lacks os\.preadv, which reading shards needs: use Linux, macOS"):
+        ImageShards(tmp_path, SIZES[0])
