@@ -115,7 +115,8 @@ start() {
       on home python3 -c "import urllib.request as r; r.urlopen(r.Request('http://$here:9000/stackgan', method='PUT'))" ;;
     tracking)
       MLFLOW_BACKEND_STORE_URI="postgresql+psycopg://mlflow:$(cat "$dir/database_password")@$(address_of database)/postgres" \
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false on tracking "$bin/mlflow" server --host "$here" --port 5000 --workers 2 --artifacts-destination s3://stackgan/mlflow \
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+        on tracking "$bin/mlflow" server --host "$here" --port 5000 --workers 2 --artifacts-destination s3://stackgan/mlflow \
         --allowed-hosts "$here:5000" >>"$dir/$part.log" 2>&1 &
       wait_for tracking opens "$here" 5000 ;;
     head)
@@ -126,6 +127,13 @@ start() {
       on "$part" bash -c 'while :; do "$@"; sleep 1; done' _ "$bin/ray" start --address "$(address_of head):6379" \
         --node-ip-address "$here" --num-cpus "$cpus" --num-gpus 0 --block >>"$dir/$part.log" 2>&1 & ;;
   esac
+}
+
+start_all() { # at the same time
+  local pids=() failed=0
+  for part in "$@"; do start "$part" & pids+=($!); done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  [ $failed = 0 ] || exit 1
 }
 
 stop() { # every process of the machine at once, as when its power fails
@@ -140,14 +148,8 @@ export RUN_STORAGE=s3://stackgan/runs PATH="$bin:$PATH"
 case $command in
   up)
     network
-    all() { # start parts beside each other
-      local pids=() failed=0
-      for part in "$@"; do start "$part" & pids+=($!); done
-      for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
-      [ $failed = 0 ] || exit 1
-    }
-    all database store head
-    all tracking $(parts | grep worker)
+    start_all database store head
+    start_all tracking $(parts | grep worker)
     echo "cluster at $RAY_API_SERVER_ADDRESS, MLflow at $MLFLOW_TRACKING_URI; come in by $0 exec bash" >&2 ;;
   exec)
     if [ -n "${SUDO_USER:-}" ]; then
