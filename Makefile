@@ -1,12 +1,12 @@
-# Every target but lock and clean runs `make setup` first. A fresh machine needs Python 3.11 to 3.14 with venv, git and a C compiler.
+# Every target but lock and clean runs `make setup` first, which needs Python 3.11 to 3.14 with venv, git and a C compiler.
 PYTHON ?= python3
 BIN := .venv/bin
 UV = "$$(command -v uv || echo $(BIN)/uv)"
 IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 PYTEST = $(IN_VENV) $(BIN)/python -m pytest
 # Many tests wait for processes to start, so three workers keep two cores busy.
-BESIDE = --numprocesses 3 --dist loadfile --no-loadscope-reorder
-# Which build of PyTorch: empty for the CUDA one, cpu, or another of uv's. A set-up remembers it by the name of this file.
+PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# The build of PyTorch: empty for CUDA, cpu, or another of uv's backends. The name of this file records the choice.
 UV_TORCH_BACKEND ?= $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
 INSTALLED = .venv/installed$(addprefix -,$(UV_TORCH_BACKEND))
 FAILED = { echo "error: the packages could not be installed (uv says why above)" >&2; exit 1; }
@@ -54,11 +54,11 @@ demo: setup
 
 # What a contributor runs: every kind of test, without those that are marked slow.
 test: setup
-	$(PYTEST) $(BESIDE) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
 # Everything; what measures times runs alone.
 test-all: setup
-	$(PYTEST) $(BESIDE) -m "not load"
+	$(PYTEST) $(PARALLEL) -m "not load"
 	$(PYTEST) -m load
 
 check: setup

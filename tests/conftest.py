@@ -20,25 +20,34 @@ IMAGES_PER_CLASS = 3
 COLOURS = {1: (200, 40, 30), 2: (40, 180, 60), 3: (30, 60, 210)}
 
 
-# The longest files, the longest first: several processes then end at about the same time.
-LONG_FILES = ("test_submit", "test_pipeline", "test_cluster", "test_training", "test_study_browser", "test_scores")
+# The longest files start first, so that parallel workers end at about the same time.
+LONG_FILES = [
+    "test_submit",
+    "test_pipeline",
+    "test_cluster",
+    "test_submit_refusals",
+    "test_training",
+    "test_study_browser",
+    "test_scores",
+]
 
 
 def pytest_configure() -> None:
     """Compute on one thread, here and in processes that tests start: tiny networks lose time on more."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # which it does itself where CI is set
-    for name in ("CI", "BUILD_NUMBER"):  # where pytest lays out a difference of megabytes in full
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow itself turns it off only where CI is set
+    for name in ("CI", "BUILD_NUMBER"):  # with these, pytest prints whole differences, megabytes of them
         os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files."""
-    items.sort(key=lambda item: LONG_FILES.index(item.path.stem) if item.path.stem in LONG_FILES else len(LONG_FILES))
+    """Start with the longest files."""
+    order = {name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Skip tests that need a GPU where there is none."""
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -48,7 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_ray_for_all_tests_of_a_process() -> Iterator[None]:
-    """Stop Ray, where a test started it, only at the end, and before the summary, which its lines else trail behind."""
+    """Stop Ray once, after the last test that may use it and before the summary."""
     yield
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()

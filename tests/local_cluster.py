@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.repository import Repository, copied_repository, wait_for
@@ -87,7 +88,7 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster() -> Iterator[LocalCluster]:
+def local_cluster(num_workers: int = 2) -> Iterator[LocalCluster]:
     """Start a cluster, or skip where this machine cannot have one."""
     if os.geteuid() != 0 or any(shutil.which(program) is None for program in ("ip", "unshare")):
         pytest.skip("network namespaces need root, ip and unshare (Debian: apt-get install iproute2 util-linux)")
@@ -95,7 +96,7 @@ def local_cluster() -> Iterator[LocalCluster]:
         pytest.skip("no PostgreSQL server (Debian: apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="stackgan_cluster_"))
     folder.chmod(0o755)  # PostgreSQL runs as a user of its own
-    cluster = LocalCluster(folder)
+    cluster = LocalCluster(folder, num_workers)
     try:
         cluster.call("up")
         yield cluster
@@ -110,6 +111,19 @@ def repository_at(folder: Path) -> Repository:
     repository.run("dvc", "remote", "add", "--quiet", "--default", "store", "s3://stackgan/dvc")
     repository.run("git", "commit", "--quiet", "--all", "--message", "remote")
     return repository
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a command ended with."""
+    assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def stop_all_of(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started."""
+    for child in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
+        child.kill()
+    process.wait()
 
 
 # What goes wrong, and what mends it.

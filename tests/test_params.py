@@ -28,9 +28,9 @@ DEFAULTS = ("dataset=demo", "size=demo", "gan=paper", "text=char_cnn_rnn", "augm
 
 
 def compositions_that_cross_every_pair() -> list[list[str]]:
-    """Return choices of all groups, among which every two choices of two groups stand beside each other.
+    """Return compositions of all groups in which every pair of choices occurs at least once (pairwise testing).
 
-    gan and dataset alone have 80 pairs, so about as many compositions are needed; to cross all groups takes thousands.
+    gan and dataset alone have 80 pairs, a lower bound; the full product has thousands.
     """
     groups = [[f"{group}={choice}" for choice in choices] for group, choices in GROUPS.items()]
     pairs_of_groups = itertools.starmap(itertools.product, itertools.combinations(groups, 2))
@@ -363,7 +363,7 @@ def test_params_cannot_be_changed() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def initialised_hydra() -> Iterator[None]:
-    """Let all compositions be of one reading of conf/."""
+    """Initialise Hydra once for all compositions."""
     with hydra.initialize_config_dir(str(CONF_DIR), version_base=None):
         yield
 

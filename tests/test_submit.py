@@ -14,7 +14,16 @@ import pytest
 import yaml
 
 from pipeline.data.files import file_sha256
-from tests.local_cluster import CONTINUED, FAULTS, LocalCluster, local_cluster, repository_at, submit_among_faults
+from tests.local_cluster import (
+    CONTINUED,
+    FAULTS,
+    LocalCluster,
+    local_cluster,
+    refusal,
+    repository_at,
+    stop_all_of,
+    submit_among_faults,
+)
 from tests.repository import ROOT, Repository, wait_for
 
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
@@ -23,7 +32,6 @@ SIGNS = (40, 50, 60, 70, 80)  # the epochs after which something fails, beyond t
 LONG = ("-S", "size=tiny", "-S", f"train_stage1.num_epochs={NUM_EPOCHS}")
 # In seconds: a test may be the first, before which the cluster is started and a training submitted.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-QUICK_SEC = 40  # in which a mistake is told: four seconds on a quiet machine, and others test beside us
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +62,6 @@ def submitted(
     """Submit the whole DAG, of which the training is done, and wait for its results."""
     assert trained.returncode == 0
     return cluster.run(repository, "stackgan", "submit", "-S", "size=tiny")
-
-
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one line that a command ended with."""
-    assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stderr.splitlines()[-1]
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -153,14 +155,6 @@ def test_the_registered_model_paints_the_picture_that_generate_paints(
     (repository.folder / "bird.png").unlink()
 
 
-def stop_all_of(process: subprocess.Popen[bytes]) -> None:
-    import psutil
-
-    for child in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
-        child.kill()
-    process.wait()
-
-
 @pytest.mark.slow
 def test_the_jobs_status_is_ours(
     cluster: LocalCluster, repository: Repository, trained: subprocess.CompletedProcess[str]
@@ -196,7 +190,7 @@ def test_what_was_made_at_home_is_not_made_again(cluster: LocalCluster, tmp_path
     assert left <= {job}  # what jobs before it left on the machines is gone
 
 
-# Who may not, and what is said at once.
+# Who is refused, and what stays secret.
 
 
 def answer(cluster: LocalCluster, repository: Repository, url: str, **headers: str) -> int:
@@ -235,138 +229,6 @@ def test_no_secret_is_in_logs_runs_or_what_was_sent(
     for path in (*sent, *own_logs):
         content = path.read_bytes()
         assert not any(secret.encode() in content for secret in secrets), path
-
-
-@pytest.fixture
-def fresh(repository: Repository) -> Iterator[Repository]:
-    """Yield the repository with something to do, and put it back as it was; what is refused needs no submitted DAG."""
-    repository.change("train_stage1", seed=11)
-    yield repository
-    repository.run("git", "checkout", ".dvc", "params.yaml")
-    (repository.folder / ".dvc" / "config.local").unlink(missing_ok=True)
-
-
-@pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ("http://10.77.0.6:1", "nobody answers at http://10.77.0.6:1 (Connection refused); give the head's dashboard"),
-        ("10.77.0.6:6379", "10.77.0.6:6379 is no address of a cluster"),
-        ("http://user:word@10.77.0.6:8265", "and no password, belongs there"),
-        ("http://10.77.0.5:5000", "http://10.77.0.5:5000 is no Ray cluster"),
-        ("", "no cluster is named: give the head's dashboard, such as http://head:8265, as --address or in RAY_API"),
-    ],
-)
-def test_a_wrong_address_is_told_at_once(cluster: LocalCluster, fresh: Repository, address: str, words: str) -> None:
-    started = time.monotonic()
-    assert words in refusal(cluster.run(fresh, "stackgan", "submit", "--address", address))
-    assert time.monotonic() - started < QUICK_SEC
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("token", ["wrong" * 8, ""])
-def test_a_wrong_token_is_told_at_once(cluster: LocalCluster, fresh: Repository, token: str, tmp_path: Path) -> None:
-    done = cluster.run(fresh, "stackgan", "submit", RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
-    assert "refuses our token: put the cluster's into RAY_AUTH_TOKEN" in refusal(done)
-
-
-@pytest.mark.slow
-def test_another_version_of_ray_is_told_at_once(cluster: LocalCluster, fresh: Repository, tmp_path: Path) -> None:
-    """The answers of a head of Ray 2.55, which cannot be installed beside ours."""
-    script = (
-        "import http.server, json\n"
-        "class Head(http.server.BaseHTTPRequestHandler):\n"
-        "    def do_GET(self):\n"
-        "        version = {'version': '4', 'ray_version': '2.55.0', 'ray_commit': '', 'session_name': ''}\n"
-        "        self.send_response(200); self.end_headers()\n"
-        "        self.wfile.write(json.dumps(version if 'version' in self.path else []).encode())\n"
-        "server = http.server.HTTPServer(('127.0.0.1', 8299), Head)\n"
-        "print('listening', flush=True)\n"
-        "server.serve_forever()"
-    )
-    log_path = tmp_path / "head.log"
-    head = cluster.start(fresh, sys.executable, "-c", script, log_path=log_path)
-    wait_for(lambda: "listening" in log_path.read_text(), head, log_path)
-    try:
-        told = refusal(cluster.run(fresh, "stackgan", "submit", "--address", "http://127.0.0.1:8299"))
-    finally:
-        stop_all_of(head)
-    assert re.search(r"runs Ray 2\.55\.0 and this is 2\.\d+\.\d+: install ray==2\.55\.0 here, or rebuild", told)
-
-
-@pytest.mark.slow
-def test_a_tree_that_is_too_large_is_told_at_once(cluster: LocalCluster, fresh: Repository) -> None:
-    large = fresh.folder / "notes" / "recording.wav"
-    large.parent.mkdir()
-    large.write_bytes(bytes(60_000_000))
-    told = refusal(cluster.run(fresh, "stackgan", "submit"))
-    large.unlink()
-    assert re.search(r"too large to send: 6\d MB, 50 may be; the largest are notes/recording\.wav \(60 MB\)", told)
-
-
-@pytest.mark.parametrize(
-    ("url", "level", "words"),
-    [
-        ("../store", (), "means another place on a cluster: give its whole path"),
-        ("s3://stackgan/dvc", ("--local",), "no default DVC remote in .dvc/config to carry data to the cluster"),
-        (None, (), "no default DVC remote in .dvc/config to carry data to the cluster and back"),
-    ],
-)
-def test_a_remote_that_a_cluster_cannot_use_is_told_at_once(
-    cluster: LocalCluster, fresh: Repository, url: str | None, level: tuple[str, ...], words: str
-) -> None:
-    fresh.run("dvc", "remote", "remove", "store")
-    if url:
-        fresh.run("dvc", "remote", "add", *level, "--default", "store", url)
-    assert words in refusal(cluster.run(fresh, "stackgan", "submit"))
-
-
-def told_by_the_job(cluster: LocalCluster, repository: Repository, *settings: str) -> str:
-    """Return the line that a job's last try ended with; most of the time goes into its start."""
-    started = time.monotonic()
-    done = cluster.run(repository, "stackgan", "submit", *settings)
-    assert time.monotonic() - started < 6 * QUICK_SEC
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "Running stage" not in done.stderr
-    (told,) = (line for line in done.stderr.splitlines() if line.startswith("error: ") and "above" not in line)
-    return told
-
-
-@pytest.mark.slow
-def test_gpus_that_are_not_there_are_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
-    told = told_by_the_job(cluster, fresh, "-S", "hardware=gpu", "-S", "train_stage1.seed=12")
-    assert "ask for 1 GPUs and Ray sees 0; lower them, or use hardware=cpu" in told
-
-
-@pytest.mark.slow
-def test_a_missing_bucket_of_the_remote_is_told_before_anything_is_sent(
-    cluster: LocalCluster, fresh: Repository
-) -> None:
-    fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
-    done = cluster.run(fresh, "stackgan", "submit")
-    assert "the DVC remote cannot be written from here (DVC says why above); create it, or give" in refusal(done)
-    assert "bucket does not exist" in done.stderr
-
-
-@pytest.mark.slow
-def test_a_remote_that_the_cluster_cannot_write_is_told_before_any_stage(
-    cluster: LocalCluster, fresh: Repository
-) -> None:
-    fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
-    fresh.run("dvc", "remote", "modify", "--local", "store", "url", "s3://stackgan/dvc")  # at home it is another
-    for _ in range(2):
-        told = told_by_the_job(cluster, fresh)
-        assert re.search(r"the DVC remote cannot be written \(.*bucket does not exist.*\); create it, or give", told)
-
-
-@pytest.mark.slow
-def test_a_storage_that_refuses_writes_is_told_before_any_stage(cluster: LocalCluster, fresh: Repository) -> None:
-    flag = cluster.folder / "store_refuses_writes"
-    flag.touch()
-    told = told_by_the_job(cluster, fresh)
-    flag.unlink()
-    assert "s3://stackgan/runs/jobs/" in told and "cannot be used (" in told and "set RUN_STORAGE to another" in told
 
 
 # What happens while a training runs.
