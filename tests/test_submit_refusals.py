@@ -128,8 +128,12 @@ def test_gpus_that_are_not_there_are_reported_before_any_stage(cluster: LocalClu
 def test_a_missing_bucket_of_the_remote_is_reported_before_anything_is_sent(
     cluster: LocalCluster, fresh: Repository
 ) -> None:
+    (fresh.folder / "notes.txt").write_text("data that DVC has to carry")
+    fresh.run("dvc", "add", "--quiet", "notes.txt")
     fresh.run("dvc", "remote", "modify", "store", "url", "s3://nowhere/dvc")
     done = cluster.run(fresh, "stackgan", "submit")
+    for name in ("notes.txt", "notes.txt.dvc"):
+        (fresh.folder / name).unlink()
     assert "the DVC remote cannot be written from here (DVC says why above); create it, or give" in refusal(done)
     assert "bucket does not exist" in done.stderr
 
